@@ -1,0 +1,1 @@
+"""Connecting to Ray or starting it, and what fits on it."""
