@@ -1,0 +1,102 @@
+"""Cross entropy over target tokens, computing logits only where there is a target.
+
+Shapes: N target tokens of the micro-batch, H hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftray.train_fn.batch import Batch
+
+# Above this many logits of one forward (2 GiB in fp32) the [N, V] tensor is not built: torch's chunked
+# linear cross entropy takes 1.8 to 4 times as long on a CPU (tests/bench/LOG.md) and a fixed, small memory.
+CHUNK_ABOVE_LOGITS = 2**29
+
+
+@dataclass(frozen=True)
+class Forward:
+    """`loss_sum`: cross entropy in nats, summed over the N targets, fp32. `aux_loss`: None for dense models."""
+
+    loss_sum: Tensor
+    aux_loss: Tensor | None
+
+
+class TargetHead:
+    """A hook on the model's output embedding that keeps just the positions that predict a target.
+
+    Whatever the model does to logits afterwards (soft-capping, scaling) happens to the kept ones, so any
+    causal language model works unchanged. Positions are set by `forward_loss` before each forward.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        head = model.get_output_embeddings()  # type: ignore[operator]  # a method of transformers' models
+        if not isinstance(head, nn.Module):
+            raise TypeError(f"{type(model).__name__} has no output embedding")
+        self.head = head
+        self.predicts: Tensor | None = None
+        self.chunked = False
+        self.hidden: Tensor | None = None
+        self.plain = isinstance(head, nn.Linear) and _is_plain_head(model)
+        head.register_forward_pre_hook(self._keep_targets)
+
+    def _keep_targets(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.predicts is None:  # generation, or any use that wants every logit
+            return None
+        hidden_NH = args[0][self.predicts]
+        if not self.chunked:
+            return (hidden_NH, *args[1:])
+        self.hidden = hidden_NH
+        return (hidden_NH[:0], *args[1:])
+
+
+def _is_plain_head(model: nn.Module) -> bool:
+    """Whether logits are the output embedding's result, untouched: no capping, no scaling."""
+    config = model.config
+    touched = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
+    return all(getattr(config, key, None) in (None, 0, 1, 1.0) for key in touched)
+
+
+def forward_loss(model: nn.Module, head: TargetHead, batch: Batch, want_aux: bool = False) -> Forward:
+    """One forward of the model, which may be wrapped in DDP, and the loss over its targets.
+
+    With no target at all the loss is 0 and still depends on every parameter, so that DDP's reduction runs.
+    """
+    num_targets = batch["target_ids"].numel()
+    chunked = head.plain and num_targets * head.head.weight.shape[0] > CHUNK_ABOVE_LOGITS  # type: ignore[operator]  # V
+    head.predicts, head.chunked = batch["predicts"], chunked
+    extra = {"output_router_logits": True} if want_aux else {}
+    try:
+        output = model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=None,  # with use_cache=False and restarting positions this makes the packed mask
+            use_cache=False,
+            **extra,
+        )
+        logits_NV: Tensor = output.logits
+        if chunked:
+            loss_sum = _chunked_cross_entropy(head, batch["target_ids"]) + logits_NV.sum()
+        elif num_targets:
+            loss_sum = F.cross_entropy(logits_NV.float(), batch["target_ids"], reduction="sum")
+        else:
+            loss_sum = logits_NV.float().sum() * 0.0
+    finally:
+        head.predicts = head.hidden = None
+    return Forward(loss_sum, output.aux_loss if want_aux else None)
+
+
+def _chunked_cross_entropy(head: TargetHead, target_ids: Tensor) -> Tensor:
+    assert head.hidden is not None
+    weight, bias = head.head.weight, head.head.bias
+    assert isinstance(weight, Tensor)
+    hidden = head.hidden.to(weight.dtype)  # in fp32: the chunked kernel keeps no logits that autocast could halve
+    return F.linear_cross_entropy(
+        hidden, weight, target_ids,
+        linear_bias=bias if isinstance(bias, Tensor) else None,
+        reduction="sum",
+        options=torch.nn.LinearCrossEntropyOptions(),
+    )

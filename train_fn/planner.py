@@ -1,0 +1,134 @@
+"""The step planner: which worker takes which examples of a global batch, and in which forwards.
+
+Pure, and the same on every worker, so that nothing has to be agreed upon over the network. A plan changes
+how the work is laid out and never what is learned: any plan covers every example of the batch once.
+
+Words: a row is one line of the input matrix and holds one example, or several when packed; a micro-batch is
+a tuple of rows that go through the model in one forward, as a matrix of (rows × the longest row) tokens.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Row = tuple[int, ...]  # examples, by their index in the global batch
+MicroBatch = tuple[Row, ...]
+
+# The linear layers of a transformer cost about 24·h² operations per token and attention 4·h per token and
+# key, so a row of 6·h keys doubles the cost of a token. 2048 stands for the h of a few hundred that is
+# trained on a CPU, where a dense mask makes long packed rows dear; it only ranks layouts of equal meaning.
+_ATTENTION_PARITY = 2048
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one forward may hold.
+
+    `tokens` bounds rows × the longest row. Without packing `examples` bounds the rows, of one example each.
+    `max_rows` is 1 where the attention kernel takes packed examples in a single row only.
+    """
+
+    tokens: int
+    examples: int
+    packing: bool
+    max_rows: int | None = None
+
+
+def plan_step(lengths: Sequence[int], world_size: int, budget: Budget) -> list[list[MicroBatch]]:
+    """Lay out one global batch.
+
+    Args:
+        lengths: tokens of each example of the global batch, each at most `budget.tokens`.
+        world_size: number of workers; may be above the number of examples.
+
+    Returns:
+        For each rank its micro-batches; an empty list for a rank that gets no example.
+    """
+    if any(length > budget.tokens for length in lengths):
+        raise ValueError(f"an example of {max(lengths)} tokens is above the budget of {budget.tokens}")
+    plans = []
+    for share in _share_by_tokens(range(len(lengths)), lengths, world_size):
+        if budget.packing:
+            bins = _pack_bins(share, lengths, budget)
+            plans.append([_arrange_rows(forward, lengths, budget) for forward in bins])
+        else:
+            plans.append(_chunk_rows(share, lengths, budget))
+    return plans
+
+
+def _longest_first(examples: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    return sorted(examples, key=lambda i: (-lengths[i], i))
+
+
+def _share_by_tokens(examples: Sequence[int], lengths: Sequence[int], num_shares: int) -> list[list[int]]:
+    """Split examples into shares of nearly equal tokens by differencing.
+
+    The largest differencing method: partial splits are merged two at a time, those of widest spread first,
+    the heaviest share of one with the lightest of the other (Karmarkar and Karp, 1982).
+    """
+    if num_shares == 1 or not examples:
+        return [list(examples), *([] for _ in range(num_shares - 1))]
+    heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []  # (-spread, tie-break, shares from light to heavy)
+    for order, i in enumerate(_longest_first(examples, lengths)):
+        shares = [(0, list[int]()) for _ in range(num_shares - 1)] + [(lengths[i], [i])]
+        heap.append((-lengths[i], order, shares))
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        _, order, one = heapq.heappop(heap)
+        _, _, other = heapq.heappop(heap)
+        pairs = zip(one, reversed(other), strict=True)
+        merged = sorted(((a + b, x + y) for (a, x), (b, y) in pairs), key=lambda share: share[0])
+        heapq.heappush(heap, (merged[0][0] - merged[-1][0], order, merged))
+    return [share for _, share in reversed(heap[0][2])]
+
+
+def _pack_bins(examples: Sequence[int], lengths: Sequence[int], budget: Budget) -> list[list[int]]:
+    """As few forwards as the budget allows.
+
+    The lower bound is tried first with balanced bins, so that forwards are of like size; where a bin comes
+    out too full, first-fit decreasing (at most 11/9 of the best plus one) decides.
+    """
+    total = sum(lengths[i] for i in examples)
+    fewest = -(-total // budget.tokens)
+    fitted = _fit_first(examples, lengths, budget.tokens)
+    for count in range(fewest, len(fitted) + 1):
+        bins = _share_by_tokens(examples, lengths, count)
+        if all(sum(lengths[i] for i in forward) <= budget.tokens for forward in bins):
+            return bins
+    return fitted
+
+
+def _fit_first(examples: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in _longest_first(examples, lengths):
+        place = next((b for b, left in enumerate(room) if left >= lengths[i]), None)
+        if place is None:
+            bins.append([i])
+            room.append(capacity - lengths[i])
+        else:
+            bins[place].append(i)
+            room[place] -= lengths[i]
+    return bins
+
+
+def _arrange_rows(forward: Sequence[int], lengths: Sequence[int], budget: Budget) -> MicroBatch:
+    """Lay the examples of one forward into rows: few long ones waste attention, many short ones padding."""
+    best: tuple[float, list[list[int]]] | None = None
+    for num_rows in range(1, min(len(forward), budget.max_rows or len(forward)) + 1):
+        rows = _share_by_tokens(forward, lengths, num_rows)
+        longest = max(sum(lengths[i] for i in row) for row in rows)
+        if num_rows * longest > budget.tokens:
+            continue
+        cost = num_rows * longest * (1 + longest / _ATTENTION_PARITY)
+        if best is None or cost < best[0]:
+            best = cost, rows
+    assert best is not None  # one row always fits: its length is the sum, which the bin keeps in the budget
+    return tuple(tuple(row) for row in best[1])
+
+
+def _chunk_rows(examples: Sequence[int], lengths: Sequence[int], budget: Budget) -> list[MicroBatch]:
+    """One example a row, like lengths together, at most `budget.examples` rows."""
+    ordered = _longest_first(examples, lengths)
+    step = budget.examples
+    return [tuple((i,) for i in ordered[k : k + step]) for k in range(0, len(ordered), step)]
