@@ -10,7 +10,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `where` is `file:line` (or `file:line:byte`), or None if no file is at fault."""
+    """One thing that is wrong. `where` is `file:line` or `file:line:byte`; None if no file is at fault."""
 
     what: str
     where: str | None = None

@@ -19,7 +19,7 @@ CHUNK_ABOVE_LOGITS = 2**29
 
 @dataclass(frozen=True)
 class Forward:
-    """`loss_sum`: cross entropy in nats, summed over the N targets, fp32. `aux_loss`: None for dense models."""
+    """`loss_sum`: cross entropy in nats over the N targets, fp32. `aux_loss`: None for dense models."""
 
     loss_sum: Tensor
     aux_loss: Tensor | None
@@ -56,7 +56,7 @@ class TargetHead:
 def _is_plain_head(model: nn.Module) -> bool:
     """Whether logits are the output embedding's result, untouched: no capping, no scaling."""
     config = model.config
-    touched = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
+    touched = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
     return all(getattr(config, key, None) in (None, 0, 1, 1.0) for key in touched)
 
 
@@ -93,9 +93,11 @@ def _chunked_cross_entropy(head: TargetHead, target_ids: Tensor) -> Tensor:
     assert head.hidden is not None
     weight, bias = head.head.weight, head.head.bias
     assert isinstance(weight, Tensor)
-    hidden = head.hidden.to(weight.dtype)  # in fp32: the chunked kernel keeps no logits that autocast could halve
+    hidden = head.hidden.to(weight.dtype)  # fp32: the chunked kernel keeps no logits for autocast to halve
     return F.linear_cross_entropy(
-        hidden, weight, target_ids,
+        hidden,
+        weight,
+        target_ids,
         linear_bias=bias if isinstance(bias, Tensor) else None,
         reduction="sum",
         options=torch.nn.LinearCrossEntropyOptions(),

@@ -68,7 +68,8 @@ def _share_by_tokens(examples: Sequence[int], lengths: Sequence[int], num_shares
     """
     if num_shares == 1 or not examples:
         return [list(examples), *([] for _ in range(num_shares - 1))]
-    heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []  # (-spread, tie-break, shares from light to heavy)
+    # Each entry: (-spread, tie-break, shares of (tokens, examples) from light to heavy).
+    heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []
     for order, i in enumerate(_longest_first(examples, lengths)):
         shares = [(0, list[int]()) for _ in range(num_shares - 1)] + [(lengths[i], [i])]
         heap.append((-lengths[i], order, shares))

@@ -1,0 +1,202 @@
+"""Checkpoints that exist whole or not at all.
+
+A checkpoint is written under a temporary name, flushed, hashed; its manifest is written last and then the
+folder is renamed. It exists if and only if its manifest parses and every file in it has the size and the
+hash that stand there. What is not so is never loaded. Layout: Hugging Face's in the folder itself, so that
+`from_pretrained` takes it as it is; the trainer's state in `trainer/` as safetensors and JSON.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sftray.train_fn.errors import CheckpointError, Problem, StoreError
+
+MANIFEST = "MANIFEST.json"
+_TRAINER = "trainer"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`files` maps a path in the checkpoint to [bytes, sha256]."""
+
+    step: int
+    attempt: int
+    config_hash: str
+    data_fingerprint: str
+    val_loss: float | None = None
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+
+def name_checkpoint(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def commit_checkpoint(root: Path, manifest: Manifest, write: Callable[[Path], None]) -> Checkpoint:
+    """Write a checkpoint of `manifest.step` under `root`, whole or not at all.
+
+    Args:
+        write: fills the folder it is given.
+
+    Raises:
+        StoreError: the store refused; what was written is removed and older checkpoints are as they were.
+    """
+    final = root / name_checkpoint(manifest.step)
+    draft = root / f".draft-{final.name}-attempt-{manifest.attempt}"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        write(draft)
+        files = {str(p.relative_to(draft)): (p.stat().st_size, _hash_and_flush(p)) for p in _list_files(draft)}
+        complete = Manifest(**{**asdict(manifest), "files": files})
+        _write_flushed(draft / MANIFEST, json.dumps(asdict(complete), indent=1))
+        shutil.rmtree(final, ignore_errors=True)  # a broken one, or the same step of an attempt that went back
+        draft.rename(final)
+        _flush_folder(root)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise StoreError(
+            Problem(
+                f"the checkpoint of step {manifest.step} cannot be written: {error.strerror or error}",
+                where=str(final),
+                fix="free space or mend the permissions of store.path; the run resumes at its newest checkpoint",
+            )
+        ) from error
+    return Checkpoint(final, complete)
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def _hash_and_flush(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
+
+
+def _write_flushed(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def list_checkpoints(root: Path) -> list[Checkpoint]:
+    """Checkpoints whose manifest can be read, oldest first; their files are not looked at."""
+    found = []
+    for path in sorted(root.glob("step-*")):
+        try:
+            fields = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            fields["files"] = {name: (int(size), str(digest)) for name, (size, digest) in fields["files"].items()}
+            found.append(Checkpoint(path, Manifest(**fields)))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # no manifest that parses: by definition no checkpoint
+    return sorted(found, key=lambda c: c.step)
+
+
+def verify_checkpoint(checkpoint: Checkpoint) -> list[str]:
+    """What is wrong with its files, one line each; empty if it is whole."""
+    wrong = []
+    for name, (size, digest) in checkpoint.manifest.files.items():
+        path = checkpoint.folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, not {size}")
+        else:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    wrong.append(f"{name} does not have the hash of its manifest")
+    return wrong
+
+
+def find_newest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole."""
+    return next((c for c in reversed(list_checkpoints(root)) if not verify_checkpoint(c)), None)
+
+
+def find_best(root: Path) -> Checkpoint | None:
+    """The checkpoint with the lowest validation loss among those that have one."""
+    scored = [c for c in list_checkpoints(root) if c.manifest.val_loss is not None]
+    return min(scored, key=lambda c: (c.manifest.val_loss, c.step), default=None)
+
+
+def prune_checkpoints(root: Path, keep: int) -> list[Path]:
+    """Delete all but the `keep` newest and the best; returns what went."""
+    checkpoints = list_checkpoints(root)
+    best = find_best(root)
+    spare = [c.folder for c in checkpoints[:-keep] if best is None or c.folder != best.folder]
+    for folder in spare:
+        (folder / MANIFEST).unlink()  # first: from here on it is no checkpoint, whatever happens meanwhile
+        shutil.rmtree(folder)
+    return spare
+
+
+def save_trainer_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Optimizer tensors under the names of their parameters, and `state` as JSON."""
+    (folder / _TRAINER).mkdir(exist_ok=True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            tensors[f"{key}.{names[parameter]}"] = value.detach().cpu().contiguous()
+    save_file(tensors, folder / _TRAINER / "optimizer.safetensors")
+    _write_flushed(folder / _TRAINER / "state.json", json.dumps(state, indent=1))
+
+
+def load_trainer_state(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
+    """Fill the optimizer from a checkpoint and return the JSON state.
+
+    Raises:
+        CheckpointError: it belongs to another model.
+    """
+    tensors = load_file(checkpoint.folder / _TRAINER / "optimizer.safetensors")
+    by_name = dict(model.named_parameters())
+    for key, value in tensors.items():
+        part, name = key.split(".", 1)
+        if name not in by_name or (value.ndim and value.shape != by_name[name].shape):
+            raise CheckpointError(
+                Problem(
+                    f"the checkpoint holds {name} {list(value.shape)}, which this model does not have",
+                    where=str(checkpoint.folder),
+                    why="it is the checkpoint of another model",
+                    fix="resume with the model of the run, or start a run of another name",
+                )
+            )
+        # AdamW keeps its step count on the CPU unless fused on a GPU; torch moves it where it is needed.
+        optimizer.state[by_name[name]][part] = value.to(device)
+    state: dict[str, Any] = json.loads((checkpoint.folder / _TRAINER / "state.json").read_text(encoding="utf-8"))
+    return state

@@ -1,0 +1,43 @@
+"""Validation: sum over count, each example once, whatever the layout."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from sftray.train_fn.batch import Batch
+from sftray.train_fn.loader import lay_out
+from sftray.train_fn.loss import forward_loss
+from sftray.train_fn.planner import Budget, MicroBatch
+from sftray.train_fn.step import Trainer
+
+_EXAMPLES_AT_ONCE = 256
+
+
+def plan_evaluation(lengths: NDArray[np.int64], rank: int, world_size: int, budget: Budget) -> list[MicroBatch]:
+    """This rank's forwards over the validation examples; over all ranks each example stands in one."""
+    forwards: list[MicroBatch] = []
+    for start in range(0, len(lengths), _EXAMPLES_AT_ONCE):
+        examples = np.arange(start, min(start + _EXAMPLES_AT_ONCE, len(lengths)))
+        forwards.extend(lay_out(examples, lengths[examples], world_size, budget)[rank])
+    return forwards
+
+
+@torch.no_grad()
+def evaluate(trainer: Trainer, batches: Iterable[Batch]) -> float:
+    """Mean cross entropy in nats over all target tokens of all ranks' batches."""
+    totals = torch.zeros(2, dtype=torch.float64, device=trainer.device)
+    trainer.model.eval()
+    try:
+        for batch in batches:
+            with trainer.autocast():
+                forward = forward_loss(trainer.model, trainer.head, batch)
+            totals += torch.stack([forward.loss_sum.double(), torch.tensor(float(batch["target_ids"].numel()))])
+    finally:
+        trainer.model.train()
+    if trainer.world_size > 1:
+        dist.all_reduce(totals)
+    loss_sum, count = totals.tolist()
+    return float(loss_sum / count)

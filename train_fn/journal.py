@@ -1,0 +1,93 @@
+"""The files of a run directory that grow: events, metrics, samples. One JSON object a line.
+
+The directory is the truth and all else a mirror of it, so lines are written when the thing has happened, in
+one append each, and a reader may follow a file while it grows.
+"""
+
+import fcntl
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+EVENTS, METRICS, SAMPLES, DATA, CONFIG = (
+    "events.jsonl",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "data.json",
+    "config.yaml",
+)
+CHECKPOINTS = "checkpoints"
+
+
+class Journal:
+    """Appends to the files of one run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add_event(self, state: str, attempt: int, why: str = "", **facts: Any) -> None:
+        """A change of state. `seq` counts the run's events, whoever writes them, so the file is locked."""
+        path = self.folder / EVENTS
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            event = {
+                "seq": sum(1 for _ in file),
+                "time": round(time.time(), 3),
+                "attempt": attempt,
+                "node": socket.gethostname(),
+                "state": state,
+                "why": why,
+                **facts,
+            }
+            file.write(_encode(event))
+
+    def add_metrics(self, metrics: Mapping[str, Any]) -> None:
+        self._append(METRICS, metrics)
+
+    def add_sample(self, sample: Mapping[str, Any]) -> None:
+        self._append(SAMPLES, sample)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        handle = os.open(self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, _encode(row))
+        finally:
+            os.close(handle)
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics after `step`, which a resumed run is about to write again, and the later samples."""
+        for name in (METRICS, SAMPLES):
+            path = self.folder / name
+            if path.exists():
+                kept = [_encode(row) for row in read_lines(path) if row["step"] <= step]
+                draft = path.with_name(f".{name}.draft")
+                draft.write_bytes(b"".join(kept))
+                draft.replace(path)
+
+    def count_attempts(self) -> int:
+        path = self.folder / EVENTS
+        return max((event["attempt"] for event in read_lines(path)), default=0) if path.exists() else 0
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    clean = {key: _finite(value) for key, value in row.items()}
+    return (json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN; as text they can be read back by float()."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file that may still be written: a torn last line is left out."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)

@@ -1,0 +1,193 @@
+"""Building the model of a run, and proving on it what packing relies on."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sftray.train_fn.config import ModelConfig
+from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing
+
+# Kernels sum in different orders for different neighbours; a leak moves logits by far more than this.
+_LEAK_TOLERANCE = 1e-6
+
+
+def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
+    """The transformers config of the run's model, vocabulary and special ids settled.
+
+    Raises:
+        ConfigError: unknown architecture or keys in `model.scratch`, or a model that cannot be found.
+    """
+    from transformers import AutoConfig
+
+    if model.scratch is not None:
+        config = _build_scratch_config(model.scratch, loaded)
+    else:
+        assert model.name is not None
+        try:
+            config = AutoConfig.from_pretrained(model.name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(describe_missing(model.name, "model.name", "model", error)) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            Problem(
+                f"{config.model_type} is an encoder-decoder model",
+                why="supervised fine-tuning here is for causal language models",
+                fix="model.name: a causal language model, such as HuggingFaceTB/SmolLM2-135M",
+            )
+        )
+    return config
+
+
+def _build_scratch_config(scratch: dict[str, Any], loaded: LoadedTokenizer) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    keys = dict(scratch)
+    architecture = keys.pop("architecture")
+    if architecture not in CONFIG_MAPPING:
+        raise ConfigError(_describe_unknown("model.scratch.architecture", architecture, list(CONFIG_MAPPING)))
+    default = AutoConfig.for_model(architecture)
+    known = [*default.to_dict(), *type(default).attribute_map, "dtype", "rope_theta"]
+    unknown = [_describe_unknown("model.scratch", key, known) for key in keys if key not in known]
+    if unknown:
+        raise ConfigError(*unknown)
+    tokenizer = loaded.tokenizer
+    keys.setdefault("vocab_size", len(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        keys.setdefault(name, getattr(tokenizer, name))
+    try:
+        config = AutoConfig.for_model(architecture, **keys)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            Problem(f"model.scratch: {architecture} refuses these values", why=str(error), fix="mend the values")
+        ) from error
+    if config.vocab_size < len(tokenizer):
+        raise ConfigError(
+            Problem(
+                f"model.scratch.vocab_size is {config.vocab_size}, below the tokenizer's {len(tokenizer)} tokens",
+                fix=f"vocab_size: {len(tokenizer)}, or leave it out",
+            )
+        )
+    return config
+
+
+def _describe_unknown(key: str, given: str, known: list[str]) -> Problem:
+    near = difflib.get_close_matches(str(given), known, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return Problem(
+        f"{key}: {given!r} is not known to transformers.{hint}",
+        why="keys and architectures are those of the installed transformers",
+        fix=f"use {near[0]}" if near else "see the architecture's config class",
+    )
+
+
+def choose_attention(model: ModelConfig, device: torch.device) -> str | None:
+    """The attention implementation to ask transformers for; None lets it take SDPA where the model has it."""
+    if model.attn_implementation != "auto":
+        return model.attn_implementation
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else None
+
+
+def build_model(model: ModelConfig, loaded: LoadedTokenizer, device: torch.device, source: Path | None = None) -> Any:
+    """The model in fp32 on `device`, in training mode.
+
+    Args:
+        source: a checkpoint folder whose weights replace the pretrained or untrained ones.
+
+    Raises:
+        ConfigError: it cannot be found or built, or lacks the attention implementation asked for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_model_config(model, loaded)
+    options = {"dtype": torch.float32, "attn_implementation": choose_attention(model, device)}
+    try:
+        if source is not None:
+            built = AutoModelForCausalLM.from_pretrained(source, **options)
+        elif model.scratch is not None:
+            built = AutoModelForCausalLM.from_config(config, **options)
+        else:
+            built = AutoModelForCausalLM.from_pretrained(model.name, config=config, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(describe_missing(str(model.name or model.scratch), "model", "model", error)) from error
+    if len(loaded.tokenizer) > built.get_input_embeddings().weight.shape[0]:
+        built.resize_token_embeddings(len(loaded.tokenizer))
+    if model.gradient_checkpointing:
+        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return built.to(device).train()
+
+
+def settle_generation(model: nn.Module, loaded: LoadedTokenizer, end_of_turn_id: int) -> None:
+    """Make generation stop at the end-of-turn token that was trained, and say so in what is saved."""
+    generation = model.generation_config
+    assert generation is not None
+    stops = generation.eos_token_id
+    stops = [stops] if isinstance(stops, int) else list(stops or [])
+    generation.eos_token_id = [end_of_turn_id, *(stop for stop in stops if stop != end_of_turn_id)]
+    if generation.pad_token_id is None:
+        generation.pad_token_id = loaded.pad_id
+    # A greedy default of sampling settings would be refused on saving.
+    if not generation.do_sample:
+        generation.temperature = generation.top_p = generation.top_k = None
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Distinct parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_parameters_of(config: Any) -> int:
+    """Parameters of a model of this config, without building its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return count_parameters(AutoModelForCausalLM.from_config(config))
+
+
+@torch.no_grad()
+def measure_packing_leak(model: Any, length: int = 12) -> float:
+    """How far the logits of a packed example move when its neighbour changes: 0, or up to 1e-6, is isolated.
+
+    Two examples stand in one row; all tokens of the first are changed. The model is left in its mode.
+    """
+    device = model.get_input_embeddings().weight.device
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (3, length), generator=generator).to(device)
+    positions = torch.arange(length, device=device).repeat(2)[None]
+    was_training = model.training
+    model.eval()
+    try:
+        one, other = (_packed_logits(model, torch.cat([first, ids[2]])[None], positions) for first in ids[:2])
+    finally:
+        model.train(was_training)
+    return float((one[:, length:] - other[:, length:]).abs().max())
+
+
+def _packed_logits(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    output = model(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
+    logits: Tensor = output.logits
+    return logits.float()
+
+
+def refuse_leak(model: Any) -> None:
+    """Raise ConfigError where packed examples of this very model see each other."""
+    try:
+        leak = measure_packing_leak(model)
+    except TypeError:  # no position_ids at all: nothing tells the model where an example starts
+        leak = float("inf")
+    if leak > _LEAK_TOLERANCE:
+        raise ConfigError(
+            Problem(
+                f"train.packing: packed examples of {type(model).__name__} see each other "
+                f"(logits move by {leak:.2g})",
+                why="this model cannot keep the examples of a row apart; packed training would mix them",
+                fix="train.packing=false",
+            )
+        )

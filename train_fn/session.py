@@ -1,0 +1,170 @@
+"""What a worker does around its steps: evaluate, save, answer the fixed prompts, record.
+
+Knows nothing of Ray: the door hands in `report` (register metrics, and a checkpoint's folder if there is one,
+called by all ranks together) and `prepare` (make a loader deliver to the device).
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sftray.train_fn.batch import Batch
+from sftray.train_fn.checkpoint import Checkpoint, Manifest, commit_checkpoint, prune_checkpoints
+from sftray.train_fn.config import RunConfig
+from sftray.train_fn.distributed import gather_all
+from sftray.train_fn.evaluation import evaluate, plan_evaluation
+from sftray.train_fn.journal import CHECKPOINTS, Journal
+from sftray.train_fn.loader import FixedSampler, RunPlan, build_loader
+from sftray.train_fn.loop import StepResult
+from sftray.train_fn.samples import Prompt, answer_prompts, choose_prompts
+from sftray.train_fn.step import Trainer
+from sftray.train_fn.token_store import TokenStore, read_receipt
+from sftray.train_fn.tokenizer import LoadedTokenizer
+from sftray.train_fn.trainer import Place, write_checkpoint
+
+
+@dataclass
+class Session:
+    config: RunConfig
+    place: Place
+    trainer: Trainer
+    run: RunPlan
+    loaded: LoadedTokenizer
+    train: TokenStore
+    validation: TokenStore
+    journal: Journal
+    attempt: int
+    config_hash: str
+    report: Callable[[dict[str, float], Path | None], None]
+    prepare: Callable[[Any], Iterable[Batch]]
+    mirror: Callable[[Mapping[str, float]], None]  # live gauges
+    skipped_steps: int = 0
+    prompts: tuple[list[Prompt], int] | None = field(default=None, repr=False)
+
+    @property
+    def is_first(self) -> bool:
+        return self.place.rank == 0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.journal.folder / CHECKPOINTS
+
+
+def evaluate_run(session: Session) -> dict[str, float]:
+    """Validation metrics, the same on every rank; {} where the run has no validation data."""
+    if not len(session.validation):
+        return {}
+    place = session.place
+    forwards = plan_evaluation(session.validation.lengths, place.rank, place.world_size, session.run.budget)
+    loader = build_loader(
+        session.validation, FixedSampler(forwards), session.loaded.pad_id, place.device.type == "cuda"
+    )
+    loss = evaluate(session.trainer, session.prepare(loader))
+    return {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}  # exp(700) is near fp64's end
+
+
+def record(session: Session, metrics: Mapping[str, float]) -> None:
+    """One line of metrics, by rank 0."""
+    if session.is_first:
+        row = {**metrics, "time": round(time.time(), 3), "perf/peak_memory_gb": _measure_peak_memory(session.place)}
+        session.journal.add_metrics(row)
+        session.mirror(row)
+
+
+def _measure_peak_memory(place: Place) -> float:
+    """GiB: of the GPU's allocator there, of this process elsewhere."""
+    if place.device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(place.device) / 2**30, 3)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
+def after_step(session: Session, result: StepResult, ends: bool) -> None:
+    """Log, evaluate and save what is due after a step. `ends`: nothing follows it in this attempt."""
+    train, step = session.config.train, result.step
+    if not result.outcome.applied:
+        _note_skipped(session, result)
+    validation = evaluate_run(session) if ends or _is_due(step, train.eval_every) else {}
+    if ends or validation or _is_due(step, train.log_every):
+        record(session, {**result.metrics, **validation})
+    if ends or _is_due(step, train.save_every):
+        save_run(session, {**result.metrics, **validation})
+    elif validation:
+        session.report({**result.metrics, **validation}, None)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _note_skipped(session: Session, result: StepResult) -> None:
+    """A step whose numbers were not finite: count it, and keep the places of its examples."""
+    session.skipped_steps += 1
+    if session.is_first and not result.outcome.overflowed:
+        files = read_receipt(session.train.folder)["files"]
+        session.journal.add_event(
+            "skipped_step",
+            session.attempt,
+            f"loss {result.outcome.loss}, gradient norm {result.outcome.grad_norm}",
+            step=result.step,
+            examples=[session.train.get_place(int(i), files) for i in result.plan.examples],
+        )
+
+
+def save_run(session: Session, metrics: dict[str, float]) -> None:
+    """Commit a checkpoint by rank 0, delete what is spare, and register it on all ranks."""
+    folder = None
+    if session.is_first:
+        checkpoint = _commit(session, metrics)
+        prune_checkpoints(session.checkpoints, session.config.store.keep_checkpoints)
+        session.journal.add_event("checkpoint", session.attempt, step=checkpoint.step)
+        folder = checkpoint.folder
+    session.report(metrics, folder)
+
+
+def _commit(session: Session, metrics: dict[str, float]) -> Checkpoint:
+    manifest = Manifest(
+        step=int(metrics["step"]),
+        attempt=session.attempt,
+        config_hash=session.config_hash,
+        data_fingerprint=read_receipt(session.train.folder)["fingerprints"]["train"],
+        val_loss=metrics.get("val/loss"),
+    )
+    state = {"step": manifest.step, "examples": int(metrics["examples"]), "skipped_steps": session.skipped_steps}
+    return commit_checkpoint(
+        session.checkpoints,
+        manifest,
+        lambda folder: write_checkpoint(folder, session.trainer, session.loaded.tokenizer, state),
+    )
+
+
+def answer_samples(session: Session, when: str, step: int) -> None:
+    """Answer the fixed prompts, shared out over the ranks; rank 0 writes the answers down."""
+    if session.prompts is None:
+        source = session.validation if len(session.validation) else session.train
+        parameters = sum(p.numel() for p in session.trainer.model.parameters())
+        session.prompts = choose_prompts(source, session.loaded.tokenizer, parameters)
+    prompts, new_tokens = session.prompts
+    rank, world_size = session.place.rank, session.place.world_size
+    mine = prompts[rank::world_size]
+    answers = gather_all(answer_prompts(session.trainer.model, session.loaded.tokenizer, mine, new_tokens))
+    if session.is_first:
+        for index, prompt in enumerate(prompts):
+            answer = answers[index % world_size][index // world_size]
+            session.journal.add_sample(
+                {
+                    "when": when,
+                    "step": step,
+                    "prompt": prompt.text,
+                    "reference": prompt.reference,
+                    "answer": answer,
+                    "exact_match": answer == prompt.reference,
+                }
+            )

@@ -1,0 +1,146 @@
+"""One optimizer step over the global batch.
+
+The loss is the cross entropy summed over all target tokens of the global batch, divided by their number,
+whatever micro-batches and workers it was computed on. The number is known before the first backward.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sftray.train_fn.batch import Batch
+from sftray.train_fn.loader import StepPlan
+from sftray.train_fn.loss import Forward, TargetHead, forward_loss
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Trainer:
+    """What a step works on. `wrapped` is the model, or DDP around it."""
+
+    model: Any
+    wrapped: nn.Module
+    head: TargetHead
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    precision: str
+    max_grad_norm: float
+    seed: int
+    rank: int
+    world_size: int
+    aux_loss_coef: float = 0.0  # 0: the model has no auxiliary loss, or it is turned off
+    wants_stop: Callable[[], bool] = lambda: False  # this rank asks all to stop after the step
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        dtype = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """`loss`: per target token of the global batch, as optimised. `applied`: the optimizer took the step.
+
+    `stop_asked`: some rank wants to stop after this step; all ranks read the same answer.
+
+    `overflowed`: fp16 gradients were too large for the present scale, which is routine and no divergence.
+    """
+
+    loss: float
+    aux_loss: float | None
+    grad_norm: float
+    applied: bool
+    overflowed: bool
+    data_wait_seconds: float
+    stop_asked: bool = False
+
+
+def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers of a step (dropout) are a function of (seed, step, rank): resuming restores nothing."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+
+
+def run_step(
+    trainer: Trainer, batches: Iterator[Batch], plan: StepPlan, step: int, learning_rate: float
+) -> StepOutcome:
+    """Forward and backward over this rank's micro-batches of `step`, reduce, clip, and update.
+
+    Where the loss or a gradient is not finite the weights stay as they were; all ranks decide alike, for the
+    reduced gradients are the same on all.
+    """
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = learning_rate
+    seed_step(trainer.seed, step, trainer.rank)
+    totals, waited = _accumulate(trainer, batches, plan)
+    loss_sum, aux_sum, stops = totals.tolist()
+    loss = loss_sum / max(plan.num_target_tokens, 1)
+    trainer.scaler.unscale_(trainer.optimizer)
+    norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
+    finite = math.isfinite(norm) and math.isfinite(loss)
+    if finite or trainer.scaler.is_enabled():  # the scaler itself leaves out a step with infinite gradients
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return StepOutcome(
+        loss=loss,
+        aux_loss=aux_sum / plan.padded_tokens if trainer.aux_loss_coef else None,
+        grad_norm=norm,
+        applied=finite,
+        overflowed=not finite and trainer.scaler.is_enabled() and math.isfinite(loss),
+        data_wait_seconds=waited,
+        stop_asked=stops > 0,
+    )
+
+
+def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, float]:
+    """Gradients of the whole step into `.grad`. Returns fp64 [loss sum, sum of aux × tokens, stops] over all ranks.
+
+    A model's auxiliary loss is a mean over the tokens of a forward, padding included, so they weigh it.
+    """
+    totals = torch.zeros(3, dtype=torch.float64, device=trainer.device)
+    totals[2] = float(trainer.wants_stop())
+    waited = 0.0
+    forwards = plan.micro_batches[trainer.rank]
+    for index, rows in enumerate(forwards):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        with _reduce_if(trainer.wrapped, index == len(forwards) - 1):
+            with trainer.autocast():
+                forward = forward_loss(trainer.wrapped, trainer.head, batch, trainer.aux_loss_coef > 0)
+            tokens = batch["input_ids"].numel() if rows else 0
+            trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)).backward()
+        totals[0] += forward.loss_sum.detach()
+        if forward.aux_loss is not None:
+            totals[1] += forward.aux_loss.detach() * tokens
+    if trainer.world_size > 1:
+        dist.all_reduce(totals)
+    return totals.cpu(), waited
+
+
+def _weigh(forward: Forward, trainer: Trainer, plan: StepPlan, tokens: int) -> Tensor:
+    """This micro-batch's part of the step's loss, times the world size, because DDP averages over ranks."""
+    loss = forward.loss_sum / max(plan.num_target_tokens, 1)
+    if forward.aux_loss is not None:
+        loss = loss + trainer.aux_loss_coef * forward.aux_loss * (tokens / plan.padded_tokens)
+    return loss * trainer.world_size
+
+
+def _reduce_if(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Gradients travel once a step: with the last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return contextlib.nullcontext()

@@ -1,0 +1,117 @@
+"""What a worker builds before its first step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sftray.train_fn.chat import build_chat_format
+from sftray.train_fn.checkpoint import Checkpoint, load_trainer_state, save_trainer_state
+from sftray.train_fn.config import RunConfig
+from sftray.train_fn.loader import RunPlan, count_total_steps
+from sftray.train_fn.loss import TargetHead
+from sftray.train_fn.model import build_model, refuse_leak, settle_generation
+from sftray.train_fn.optimizer import build_optimizer
+from sftray.train_fn.planner import Budget
+from sftray.train_fn.step import Trainer, build_scaler
+from sftray.train_fn.token_store import TokenStore
+from sftray.train_fn.tokenizer import LoadedTokenizer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the workers."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def build_budget(config: RunConfig, attention: str | None = None) -> Budget:
+    """What one forward may hold. Flash attention tells packed examples apart in a single row only."""
+    train = config.train
+    return Budget(
+        tokens=train.micro_batch_size * config.data.max_seq_len,
+        examples=train.micro_batch_size,
+        packing=train.packing,
+        max_rows=1 if attention == "flash_attention_2" else None,
+    )
+
+
+def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attention: str | None = None) -> RunPlan:
+    total_steps = count_total_steps(len(store), config.global_batch_size, config.train.epochs, config.train.max_steps)
+    return RunPlan(
+        lengths=store.lengths,
+        target_counts=store.target_counts,
+        seed=config.train.seed,
+        global_batch_size=config.global_batch_size,
+        total_steps=total_steps,
+        world_size=world_size,
+        budget=build_budget(config, attention),
+    )
+
+
+def build_trainer(
+    config: RunConfig, loaded: LoadedTokenizer, place: Place, source: Checkpoint | None
+) -> tuple[Trainer, dict[str, Any]]:
+    """Model, optimizer and scaler, from the run's beginning or from a checkpoint.
+
+    The order matters: 1 seed, 2 weights, 3 the packing check, 4 optimizer, 5 the checkpoint's optimizer state
+    and scale. Wrapping in DDP, which copies rank 0's weights to all, is the caller's.
+
+    Returns:
+        The trainer, unwrapped, and the checkpoint's JSON state ({} without one).
+
+    Raises:
+        ConfigError: the model cannot be built, or leaks between packed examples.
+        CheckpointError: the checkpoint belongs to another model.
+    """
+    torch.manual_seed(config.train.seed)
+    # fp32 means fp32: TF32 would round the products of matrices to 10 bits. bf16 is there for speed.
+    torch.set_float32_matmul_precision("highest")
+    model = build_model(config.model, loaded, place.device, source.folder if source else None)
+    settle_generation(model, loaded, build_chat_format(loaded.tokenizer).end_of_turn_id)
+    if config.train.packing:
+        refuse_leak(model)
+    optimizer = build_optimizer(model, config.optim)
+    scaler = build_scaler(place.device, config.train.precision)
+    state: dict[str, Any] = {}
+    if source is not None:
+        state = load_trainer_state(source, model, optimizer, place.device)
+        scaler.load_state_dict(state["scaler"])
+    head = TargetHead(model)
+    if config.model.compile:
+        model.compile(dynamic=True)
+    trainer = Trainer(
+        model=model,
+        wrapped=model,
+        head=head,
+        optimizer=optimizer,
+        scaler=scaler,
+        device=place.device,
+        precision=config.train.precision,
+        max_grad_norm=config.optim.max_grad_norm,
+        seed=config.train.seed,
+        rank=place.rank,
+        world_size=place.world_size,
+        aux_loss_coef=choose_aux_coef(model, config.model.aux_loss_coef),
+    )
+    return trainer, state
+
+
+def choose_aux_coef(model: nn.Module, asked: float | None) -> float:
+    """The weight of the auxiliary loss: what is asked for, or the model's own; 0 for a dense model."""
+    own = getattr(model.config, "router_aux_loss_coef", None)
+    if own is None:
+        return 0.0
+    return float(own if asked is None else asked)
+
+
+def write_checkpoint(folder: Path, trainer: Trainer, tokenizer: Any, state: dict[str, Any]) -> None:
+    """Fill a checkpoint folder: Hugging Face's files, and the trainer's beside them."""
+    trainer.model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    state = {**state, "scaler": trainer.scaler.state_dict()}
+    save_trainer_state(folder, trainer.model, trainer.optimizer, state)
