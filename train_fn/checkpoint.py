@@ -8,6 +8,7 @@ hash that stand there. What is not so is never loaded. Layout: Hugging Face's in
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -63,12 +64,15 @@ def commit_checkpoint(root: Path, manifest: Manifest, write: Callable[[Path], No
     final = root / name_checkpoint(manifest.step)
     draft = root / f".draft-{final.name}-attempt-{manifest.attempt}"
     try:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in root.glob(".draft-*"):  # of attempts that were killed while saving
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir(parents=True)
         write(draft)
         files = {str(p.relative_to(draft)): (p.stat().st_size, _hash_and_flush(p)) for p in _list_files(draft)}
         complete = Manifest(**{**asdict(manifest), "files": files})
         _write_flushed(draft / MANIFEST, json.dumps(asdict(complete), indent=1))
+        for folder in {draft, *(path.parent for path in _list_files(draft))}:
+            _flush_folder(folder)
         shutil.rmtree(final, ignore_errors=True)  # a broken one, or the same step of an attempt that went back
         draft.rename(final)
         _flush_folder(root)
@@ -118,7 +122,7 @@ def list_checkpoints(root: Path) -> list[Checkpoint]:
             fields = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             fields["files"] = {name: (int(size), str(digest)) for name, (size, digest) in fields["files"].items()}
             found.append(Checkpoint(path, Manifest(**fields)))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # no manifest that parses: by definition no checkpoint
     return sorted(found, key=lambda c: c.step)
 
@@ -145,9 +149,10 @@ def find_newest(root: Path) -> Checkpoint | None:
 
 
 def find_best(root: Path) -> Checkpoint | None:
-    """The checkpoint with the lowest validation loss among those that have one."""
-    scored = [c for c in list_checkpoints(root) if c.manifest.val_loss is not None]
-    return min(scored, key=lambda c: (c.manifest.val_loss, c.step), default=None)
+    """The checkpoint with the lowest finite validation loss."""
+    scored = [(c.manifest.val_loss, c.step, c) for c in list_checkpoints(root) if c.manifest.val_loss is not None]
+    finite = [entry for entry in scored if math.isfinite(entry[0])]  # nothing is below NaN, so it would win
+    return min(finite, key=lambda entry: entry[:2])[2] if finite else None
 
 
 def prune_checkpoints(root: Path, keep: int) -> list[Path]:
@@ -166,7 +171,7 @@ def save_trainer_state(
 ) -> None:
     """Optimizer tensors under the names of their parameters, and `state` as JSON."""
     (folder / _TRAINER).mkdir(exist_ok=True)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():

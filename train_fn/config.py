@@ -4,16 +4,30 @@ Every key is public. A model here checks one value at a time and what follows fr
 what needs the file system, the tokenizer or the cluster is checked where it is used.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 CountOrOff = Annotated[int, Field(ge=0, strict=True)]
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, strict=True)]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _contradiction(text: LiteralString, *keys: str, fix: dict[str, object] | None = None) -> PydanticCustomError:
+    """Settings that cannot stand together: `keys` (dotted) are at fault, `fix` some that would be right.
+
+    They travel as `ctx` of the error, so that whoever read the config from a file can name its lines.
+    """
+    return PydanticCustomError("contradiction", text, {"keys": keys, "fix": fix})
 
 
 class Section(BaseModel):
@@ -30,18 +44,45 @@ class ModelConfig(Section):
     tokenizer: Text | None = None
     chat_template: Text | None = None
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
-    gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
-    compile: Annotated[bool, Field(strict=True)] = False
-    aux_loss_coef: Annotated[float, Field(ge=0.0)] | None = None
+    gradient_checkpointing: Flag = False
+    compile: Flag = False
+    aux_loss_coef: NonNegativeFloat | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.name is None) == (self.scratch is None):
-            raise ValueError("give exactly one of model.name and model.scratch")
-        if self.scratch is not None and self.tokenizer is None:
-            raise ValueError("model.scratch needs model.tokenizer")
-        if self.scratch is not None and not isinstance(self.scratch.get("architecture"), str):
-            raise ValueError("model.scratch needs architecture, such as llama")
+        if self.name is not None and self.scratch is not None:
+            raise _contradiction(
+                "give model.name (a pretrained model) or model.scratch (an untrained one), not both",
+                "model.name",
+                "model.scratch",
+            )
+        if self.name is None and self.scratch is None:
+            raise _contradiction(
+                "model needs name (a pretrained model) or scratch (an untrained one)",
+                fix={"model.name": "HuggingFaceTB/SmolLM2-135M"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_scratch(self) -> Self:
+        if self.scratch is None:
+            return self
+        if not isinstance(self.scratch.get("architecture"), str):
+            raise _contradiction(
+                "model.scratch needs architecture, the kind of model, such as llama",
+                "model.scratch",
+                "model.scratch.architecture",
+                fix={
+                    "model.tokenizer": self.tokenizer or "quickstart",
+                    "model.scratch.architecture": "llama",
+                },
+            )
+        if self.tokenizer is None:
+            raise _contradiction(
+                "model.scratch needs model.tokenizer: an untrained model brings none",
+                "model.scratch",
+                fix={"model.tokenizer": "quickstart"},
+            )
         return self
 
 
@@ -49,9 +90,7 @@ class DataConfig(Section):
     """Which conversations, and what is done with them before they are tokens."""
 
     train: Text | Annotated[list[Text], Field(min_length=1)]
-    validation: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[
-        float, Field(gt=0.0, lt=1.0)
-    ] | None = None
+    validation: Text | Annotated[list[Text], Field(min_length=1)] | Fraction | None = None
     max_seq_len: Annotated[int, Field(ge=2, strict=True)] = 1024
     overlong: Literal["turns", "truncate", "drop", "error"] = "turns"
     train_on: Literal["all", "last"] = "all"
@@ -60,13 +99,13 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """AdamW and its learning rate."""
 
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2.0e-5
+    learning_rate: PositiveFloat = 2.0e-5
     schedule: Literal["cosine", "linear", "constant", "minimind"] = "cosine"
     warmup_ratio: Ratio = 0.03
     min_lr_ratio: Ratio = 0.1
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    max_grad_norm: PositiveFloat = 1.0
 
 
 class TrainConfig(Section):
@@ -77,7 +116,7 @@ class TrainConfig(Section):
     micro_batch_size: PositiveInt = 4
     gradient_accumulation_steps: PositiveInt | None = None
     global_batch_size: PositiveInt | None = None
-    packing: Annotated[bool, Field(strict=True)] = True
+    packing: Flag = True
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 1
     log_every: CountOrOff = 10
@@ -87,7 +126,11 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:
         if self.gradient_accumulation_steps is not None and self.global_batch_size is not None:
-            raise ValueError("give one of train.gradient_accumulation_steps and train.global_batch_size, not both")
+            raise _contradiction(
+                "give train.gradient_accumulation_steps or train.global_batch_size, not both",
+                "train.gradient_accumulation_steps",
+                "train.global_batch_size",
+            )
         if self.gradient_accumulation_steps is None and self.global_batch_size is None:
             object.__setattr__(self, "gradient_accumulation_steps", 1)
         return self
@@ -97,7 +140,7 @@ class ScalingConfig(Section):
     """How many workers, and on what. Layout only: it never changes what is learned."""
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
-    use_gpu: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
+    use_gpu: Literal["auto"] | Flag = "auto"
     cpus_per_worker: PositiveInt = 1
     max_failures: CountOrOff = 3
 
@@ -112,7 +155,11 @@ class ScalingConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_workers > self.max_workers:
-            raise ValueError("scaling.num_workers is [min, max]: min must not be above max")
+            raise _contradiction(
+                "scaling.num_workers is [min, max], and this min is above the max",
+                "scaling.num_workers",
+                fix={"scaling.num_workers": [self.max_workers, self.min_workers]},
+            )
         return self
 
 
@@ -124,7 +171,7 @@ class StoreConfig(Section):
 
 
 class LimitsConfig(Section):
-    max_minutes: Annotated[float, Field(gt=0.0)] | None = None
+    max_minutes: PositiveFloat | None = None
 
 
 class TrackingConfig(Section):

@@ -34,7 +34,8 @@ def evaluate(trainer: Trainer, batches: Iterable[Batch]) -> float:
         for batch in batches:
             with trainer.autocast():
                 forward = forward_loss(trainer.model, trainer.head, batch)
-            totals += torch.stack([forward.loss_sum.double(), torch.tensor(float(batch["target_ids"].numel()))])
+            totals[0] += forward.loss_sum
+            totals[1] += batch["target_ids"].numel()
     finally:
         trainer.model.train()
     if trainer.world_size > 1:

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 EVENTS, METRICS, SAMPLES, DATA, CONFIG = (
     "events.jsonl",
@@ -35,6 +35,7 @@ class Journal:
         path = self.folder / EVENTS
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            _cut_torn_line(file)
             file.seek(0)
             event = {
                 "seq": sum(1 for _ in file),
@@ -54,18 +55,20 @@ class Journal:
         self._append(SAMPLES, sample)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        handle = os.open(self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, _encode(row))
-        finally:
-            os.close(handle)
+        with (self.folder / name).open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _cut_torn_line(file)
+            file.write(_encode(row))
 
     def rewind(self, step: int) -> None:
-        """Forget metrics after `step`, which a resumed run is about to write again, and the later samples."""
+        """Forget what a run that goes on from `step` is about to write again: later metrics, later and last
+        samples, and at step 0, where it begins anew, all of them.
+        """
         for name in (METRICS, SAMPLES):
             path = self.folder / name
             if path.exists():
-                kept = [_encode(row) for row in read_lines(path) if row["step"] <= step]
+                rows = read_lines(path) if step else ()
+                kept = [_encode(row) for row in rows if row["step"] <= step and row.get("when") != "after"]
                 draft = path.with_name(f".{name}.draft")
                 draft.write_bytes(b"".join(kept))
                 draft.replace(path)
@@ -73,6 +76,16 @@ class Journal:
     def count_attempts(self) -> int:
         path = self.folder / EVENTS
         return max((event["attempt"] for event in read_lines(path)), default=0) if path.exists() else 0
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """Remove what a killed writer, or a full disk, left of a line, lest the next line be glued to it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

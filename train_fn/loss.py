@@ -40,7 +40,8 @@ class TargetHead:
         self.predicts: Tensor | None = None
         self.chunked = False
         self.hidden: Tensor | None = None
-        self.plain = isinstance(head, nn.Linear) and _is_plain_head(model)
+        self.plain = isinstance(head, nn.Linear) and _is_plain_head(model, head)
+        self.vocab_size = head.weight.shape[0] if isinstance(head, nn.Linear) else 0
         head.register_forward_pre_hook(self._keep_targets)
 
     def _keep_targets(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -53,11 +54,23 @@ class TargetHead:
         return (hidden_NH[:0], *args[1:])
 
 
-def _is_plain_head(model: nn.Module) -> bool:
-    """Whether logits are the output embedding's result, untouched: no capping, no scaling."""
-    config = model.config
-    touched = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    return all(getattr(config, key, None) in (None, 0, 1, 1.0) for key in touched)
+@torch.no_grad()
+def _is_plain_head(model: nn.Module, head: nn.Linear) -> bool:
+    """Whether logits are the output embedding's result, untouched: no capping, no scaling.
+
+    Models name these in many ways, so this one is asked: what it makes of known logits of one token.
+    """
+    vocab_size = head.weight.shape[0]
+    known = torch.linspace(-100.0, 100.0, vocab_size, device=head.weight.device).view(1, 1, vocab_size)
+    hook = head.register_forward_hook(lambda *_: known)
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=known.device), use_cache=False).logits
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return torch.equal(logits.float(), known)
 
 
 def forward_loss(model: nn.Module, head: TargetHead, batch: Batch, want_aux: bool = False) -> Forward:
@@ -66,7 +79,7 @@ def forward_loss(model: nn.Module, head: TargetHead, batch: Batch, want_aux: boo
     With no target at all the loss is 0 and still depends on every parameter, so that DDP's reduction runs.
     """
     num_targets = batch["target_ids"].numel()
-    chunked = head.plain and num_targets * head.head.weight.shape[0] > CHUNK_ABOVE_LOGITS  # type: ignore[operator]  # V
+    chunked = head.plain and num_targets * head.vocab_size > CHUNK_ABOVE_LOGITS
     head.predicts, head.chunked = batch["predicts"], chunked
     extra = {"output_router_logits": True} if want_aux else {}
     try:

@@ -19,8 +19,11 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _build_round_keys(seed: int, epoch: int) -> NDArray[np.uint64]:
-    """One 64-bit key for each round; SeedSequence spreads (seed, epoch) over them."""
-    return np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64)
+    """One 64-bit key for each round; SeedSequence spreads (seed, epoch) over them.
+
+    The epoch is the spawn key, for as [seed, epoch] seed 2**32 + 5 of epoch 0 would be seed 5 of epoch 1.
+    """
+    return np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
 
 
 def _permute(x: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -19,6 +19,10 @@ MicroBatch = tuple[Row, ...]
 # trained on a CPU, where a dense mask makes long packed rows dear; it only ranks layouts of equal meaning.
 _ATTENTION_PARITY = 2048
 
+# Differencing costs examples × shares a try. Above so many examples in a forward the greedy way, which is
+# then as good to a percent, finds the rows: 256 short examples take 0.1 s instead of 16.
+_DIFFERENCED = 32
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -83,6 +87,17 @@ def _share_by_tokens(examples: Sequence[int], lengths: Sequence[int], num_shares
     return [share for _, share in reversed(heap[0][2])]
 
 
+def _share_greedily(examples: Sequence[int], lengths: Sequence[int], num_shares: int) -> list[list[int]]:
+    """Split examples into shares of nearly equal tokens: the longest first, each to the lightest share."""
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    heap = [(0, share) for share in range(num_shares)]
+    for i in _longest_first(examples, lengths):
+        tokens, lightest = heap[0]
+        shares[lightest].append(i)
+        heapq.heapreplace(heap, (tokens + lengths[i], lightest))
+    return shares
+
+
 def _pack_bins(examples: Sequence[int], lengths: Sequence[int], budget: Budget) -> list[list[int]]:
     """As few forwards as the budget allows.
 
@@ -92,7 +107,7 @@ def _pack_bins(examples: Sequence[int], lengths: Sequence[int], budget: Budget) 
     total = sum(lengths[i] for i in examples)
     fewest = -(-total // budget.tokens)
     fitted = _fit_first(examples, lengths, budget.tokens)
-    for count in range(fewest, len(fitted) + 1):
+    for count in range(max(fewest, 1), len(fitted) + 1):
         bins = _share_by_tokens(examples, lengths, count)
         if all(sum(lengths[i] for i in forward) <= budget.tokens for forward in bins):
             return bins
@@ -115,9 +130,10 @@ def _fit_first(examples: Sequence[int], lengths: Sequence[int], capacity: int) -
 
 def _arrange_rows(forward: Sequence[int], lengths: Sequence[int], budget: Budget) -> MicroBatch:
     """Lay the examples of one forward into rows: few long ones waste attention, many short ones padding."""
+    share = _share_by_tokens if len(forward) <= _DIFFERENCED else _share_greedily
     best: tuple[float, list[list[int]]] | None = None
     for num_rows in range(1, min(len(forward), budget.max_rows or len(forward)) + 1):
-        rows = _share_by_tokens(forward, lengths, num_rows)
+        rows = share(forward, lengths, num_rows)
         longest = max(sum(lengths[i] for i in row) for row in rows)
         if num_rows * longest > budget.tokens:
             continue

@@ -46,8 +46,9 @@ _POOL_ABOVE_BYTES = 48 << 20
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
 # Modules whose text is part of a store's key: a change in any of them prepares anew.
 _CODE = (
-    *("batch", "chat", "chat_check", "chat_spans", "chat_template"),
-    *("files", "prepare", "rows", "token_store"),
+    *("batch", "chat", "chat_check", "chat_faults", "chat_frame", "chat_marks", "chat_render", "chat_spans"),
+    *("chat_template", "chat_tokens", "file_kinds", "files", "json_lines", "json_text", "messages", "prepare"),
+    *("raw_rows", "receipt", "rows", "token_store", "tokenizer"),
 )
 
 

@@ -70,7 +70,7 @@ def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Random numbers of a step (dropout) are a function of (seed, step, rank): resuming restores nothing."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**64)
 
 
 def run_step(
@@ -90,19 +90,25 @@ def run_step(
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
     finite = math.isfinite(norm) and math.isfinite(loss)
-    if finite or trainer.scaler.is_enabled():  # the scaler itself leaves out a step with infinite gradients
+    overflowed = not finite and math.isfinite(loss) and _may_overflow(trainer.scaler)
+    if finite:
         trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
+    trainer.scaler.update()  # halves the scale where unscaling met an infinite gradient
     trainer.optimizer.zero_grad(set_to_none=True)
     return StepOutcome(
         loss=loss,
         aux_loss=aux_sum / plan.padded_tokens if trainer.aux_loss_coef else None,
         grad_norm=norm,
         applied=finite,
-        overflowed=not finite and trainer.scaler.is_enabled() and math.isfinite(loss),
+        overflowed=overflowed,
         data_wait_seconds=waited,
         stop_asked=stops > 0,
     )
+
+
+def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
+    """Below a scale of 1 gradients are made smaller, not larger: what still overflows is broken."""
+    return scaler.is_enabled() and scaler.get_scale() >= 1.0
 
 
 def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, float]:
@@ -122,7 +128,7 @@ def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> t
             with trainer.autocast():
                 forward = forward_loss(trainer.wrapped, trainer.head, batch, trainer.aux_loss_coef > 0)
             tokens = batch["input_ids"].numel() if rows else 0
-            trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)).backward()
+            torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)))
         totals[0] += forward.loss_sum.detach()
         if forward.aux_loss is not None:
             totals[1] += forward.aux_loss.detach() * tokens

@@ -37,7 +37,7 @@ _STALE_SECONDS = 24 * 3600
 
 
 class TokenStore:
-    """One split of a store as a map-style data set. Picklable: it opens its files on first use."""
+    """One split of a store as a map-style data set. Picklable: a copy opens the files anew."""
 
     def __init__(self, folder: Path, split: Split) -> None:
         self.folder, self.split = folder, split

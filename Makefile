@@ -1,0 +1,53 @@
+# Everything from nothing: `make quickstart` and `make test` need Python 3.11 or later, make, and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help quickstart test test-fast test-system lint format bench lock clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The lock file has every version; the package itself is installed without looking for more.
+$(STAMP): cluster/requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sftray needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r cluster/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+quickstart: $(STAMP)  ## train the small model that ships, on two workers, and show it before and after
+	$(BIN)/sftray train quickstart
+
+test: $(STAMP)  ## all tests that need only Python
+	$(BIN)/python -m pytest -q -m "not system and not chaos"
+
+test-fast: $(STAMP)  ## the tests without Ray, under a minute
+	$(BIN)/python -m pytest -q -m "not ray and not system and not chaos"
+
+test-system: $(STAMP)  ## tests that need Debian packages or root
+	$(BIN)/python -m pytest -q -m system || test $$? -eq 5
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p sftray
+
+format: $(STAMP)  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## speed and memory, as ratios within one run
+	$(BIN)/python tests/bench/train_step.py
+	$(BIN)/python tests/bench/preparation.py
+
+lock:  ## resolve the newest allowed versions into cluster/requirements.txt
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' 'ray[default,train,tune]==2.60.0' '.[dev]' 'setuptools>=77'
+	.venv-lock/bin/python cluster/lock.py > cluster/requirements.txt.new
+	mv cluster/requirements.txt.new cluster/requirements.txt
+	rm -rf .venv-lock
+
+clean:  ## remove what make has made
+	rm -rf $(VENV) .venv-lock build dist *.egg-info

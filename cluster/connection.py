@@ -1,0 +1,114 @@
+"""Connecting to the Ray cluster that is there, or starting one here."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from sftray.cluster.resources import Node, Placement, look_at_cluster, look_at_this_machine, place_workers
+from sftray.train_fn.config import ScalingConfig
+from sftray.train_fn.errors import ClusterError, Problem
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The Train page of the dashboard is empty without it.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # How often the controller looks: it paces every report and the notice of a dead worker. Ray's own is 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Workers keep the directory the run was started in, so that relative paths mean the same there.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def has_cluster() -> bool:
+    """Whether a cluster is named by the environment; Ray sets it too for the entry point of a job."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextlib.contextmanager
+def connect_for(scaling: ScalingConfig) -> Iterator[tuple[Placement, int]]:
+    """Connect to the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
+
+    Gives the placement of the workers, and the number of nodes.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or the workers do not fit; on this machine that is said
+            before anything is started.
+    """
+    import ray
+
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    if has_cluster():
+        _join()
+    else:
+        check_this_machine(scaling)
+        _start_here()
+    try:
+        nodes = look_at_cluster()
+        yield place_workers(scaling, nodes), len(nodes)
+    finally:
+        ray.shutdown()
+
+
+def check_this_machine(scaling: ScalingConfig) -> None:
+    """Where no cluster is named, refuse at once what this machine cannot hold."""
+    if not has_cluster():
+        place_workers(scaling, look_at_this_machine())
+
+
+def look_around() -> list[Node]:
+    """The nodes a run would get, without starting anything."""
+    if not has_cluster():
+        return look_at_this_machine()
+    import ray
+
+    _join()
+    try:
+        return look_at_cluster()
+    finally:
+        ray.shutdown()
+
+
+def _start_here() -> None:
+    """A cluster of this machine alone, on the loopback, behind a token."""
+    import ray
+
+    # Ray turns its token authentication on by itself for a cluster that starts here. RAY_AUTH_MODE is left
+    # alone: Ray has read it when it was imported, and a mode that is set later holds for the servers only.
+    make_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
+    ray.init(
+        address="local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def make_token(path: Path) -> None:
+    """A token file that only its owner can read, unless there is one or the environment has the token."""
+    if os.environ.get("RAY_AUTH_TOKEN") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _join() -> None:
+    import ray
+
+    address = os.environ["RAY_ADDRESS"]
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            Problem(
+                f"no Ray cluster answers at {address}",
+                why=str(error).strip().splitlines()[0][:300],
+                fix="start one (ray start --head), mend RAY_ADDRESS, or unset it to use this machine alone",
+            )
+        ) from error

@@ -1,0 +1,189 @@
+"""The command line: each command is a few lines over a function, imported when it is asked for."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sftray.platform.exits import USAGE, print_json, report_problems, run_guarded
+from sftray.train_fn.errors import Problem
+
+app = typer.Typer(
+    name="sftray",
+    help="Supervised fine-tuning of language models, as experiments on Ray.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+runs = typer.Typer(help="Read the store: works with no cluster and no server.")
+app.add_typer(runs, name="runs")
+
+Config = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or a preset such as quickstart.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings put over it: optim.learning_rate=3e-4", show_default=False
+    ),
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's directory, or its name.", show_default=False)
+]
+Store = Annotated[str, typer.Option("--store", metavar="PATH", help="Where runs are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="The answer as JSON, for a program.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as read_version
+
+        print(f"sftray {read_version('sftray')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(USAGE)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train one run, to its end."""
+    from sftray.platform.driver import train_run
+    from sftray.platform.shipped import load_named_config
+    from sftray.platform.summary import show_summary
+    from sftray.platform.terminal import build_console
+
+    console = build_console(stderr=as_json)
+    summary = train_run(*load_named_config(config, overrides or ()), console)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        show_summary(summary, console)
+
+
+@app.command()
+def resume(run: Run, store: Store = "./runs", as_json: Json = False) -> None:
+    """Continue an interrupted run."""
+    from sftray.platform.driver import resume_run
+    from sftray.platform.results import find_run
+    from sftray.platform.summary import show_summary
+    from sftray.platform.terminal import build_console
+
+    console = build_console(stderr=as_json)
+    summary = resume_run(find_run(run, store), console)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        show_summary(summary, console)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check everything, train nothing."""
+    from sftray.platform.planning import plan_run, show_plan
+    from sftray.platform.shipped import load_named_config
+    from sftray.platform.terminal import build_console
+
+    console = build_console(stderr=as_json)
+    found = plan_run(*load_named_config(config, overrides or ()), console)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_plan(found, console)
+    if found.shortage is not None:
+        raise found.shortage
+
+
+@runs.command("list")
+def list_runs(
+    store: Store = "./runs",
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort", metavar="COLUMN", help="Lowest first; -COLUMN: highest first. Default: the newest."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="The first N runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The runs of a store."""
+    from sftray.platform.results import load_runs, sort_runs, to_records
+    from sftray.platform.tables import show_runs
+    from sftray.platform.terminal import build_console
+
+    found, column = sort_runs(load_runs(store), sort, limit)
+    if as_json:
+        print_json(to_records(found))
+    else:
+        show_runs(found, build_console(), column)
+
+
+@runs.command("show")
+def show(run: Run, store: Store = "./runs", as_json: Json = False) -> None:
+    """One run: how it went, its config and data, checkpoints and answers."""
+    from sftray.platform.results import find_run
+    from sftray.platform.run_page import describe_run, show_run
+    from sftray.platform.terminal import build_console
+
+    folder = find_run(run, store)
+    if as_json:
+        print_json(describe_run(folder))
+    else:
+        show_run(folder, build_console())
+
+
+@app.command()
+def chat(
+    run: Run,
+    store: Store = "./runs",
+    ask: Annotated[
+        str | None, typer.Option("--ask", metavar="TEXT", help="One question, one answer.")
+    ] = None,
+    step: Annotated[
+        str, typer.Option("--step", metavar="N", help="newest, best, or a step's number.")
+    ] = "newest",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")
+    ] = 0.0,
+) -> None:
+    """Talk to a checkpoint; a question may also come from standard input."""
+    from sftray.platform.results import find_run
+
+    folder = find_run(run, store)  # before the import, which takes seconds
+    from sftray.platform.chat import chat_with_run, read_step
+
+    chat_with_run(folder, read_step(step), ask, max_new_tokens, temperature)
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    """Parse and run; what typer says of a wrong command line is told like every other error."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("sftray", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.TyperException as error:
+        context_of = getattr(error, "ctx", None)
+        fix = f"{context_of.command_path if context_of else 'sftray'} --help"
+        return report_problems([Problem(error.format_message(), fix=fix)], USAGE, "--json" in arguments)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_guarded(lambda: _invoke(given), as_json="--json" in given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Driving one run: settle the config, prepare tokens, take a directory, train on the cluster, sum up."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sftray.cluster.connection import check_this_machine, connect_for, has_cluster
+from sftray.cluster.launch import run_workers
+from sftray.cluster.preparation import choose_map
+from sftray.cluster.resources import Placement
+from sftray.platform.mirror import Follower
+from sftray.platform.progress import build_progress
+from sftray.platform.receipt_words import describe_preparation, describe_receipt
+from sftray.platform.run_directory import (
+    TOKENS,
+    check_name_is_free,
+    open_store,
+    remove_ray_state,
+    take_run_directory,
+)
+from sftray.platform.summary import RunSummary, summarize
+from sftray.platform.tracking import build_wandb_mirror
+from sftray.train_fn.config import RunConfig
+from sftray.train_fn.config_file import Resolved, dump_config, load_config
+from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
+from sftray.train_fn.journal import CONFIG, DATA, Journal
+from sftray.train_fn.model import load_model_config
+from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
+from sftray.train_fn.token_store import TokenStore
+from sftray.train_fn.tokenizer import load_tokenizer
+from sftray.train_fn.trainer import build_run_plan
+
+# Saving and stopping takes a while, so a time limit is acted upon this much earlier, at most.
+_STOP_EARLY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run, all settled: what the workers are told and what the mirrors show."""
+
+    run_dir: Path
+    config: RunConfig
+    prepared: Prepared
+    console: Console
+
+
+def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
+    """Train one run to its end, on the cluster RAY_ADDRESS names or on one started here.
+
+    Args:
+        label: what an unnamed run is named after: the preset, or the config file's stem.
+
+    Raises:
+        UserError: of the kind that says what went wrong; its exit_code is the command's.
+    """
+    resolved = settle_paths(resolved)
+    config = resolved.config
+    store = open_store(config.store)
+    check_name_is_free(store, config.name)
+    check_this_machine(config.scaling)
+    prepared = None if has_cluster() else prepare_run(config, store, console)
+    with connect_for(config.scaling) as (placement, num_nodes):
+        prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
+        run_dir = take_run_directory(store, config.name, label)
+        resolved = fix_batch(resolved, run_dir.name)
+        (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")
+        (run_dir / DATA).write_text(
+            json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8"
+        )
+        return run_attempt(Attempt(run_dir, resolved.config, prepared, console), placement)
+
+
+def resume_run(run_dir: Path, console: Console) -> RunSummary:
+    """Continue an interrupted run from its newest whole checkpoint, with the config it was started with.
+
+    Raises:
+        ConfigError: the folder is no run, or its data is not what it was.
+    """
+    if not (run_dir / CONFIG).exists():
+        raise ConfigError(Problem(f"{run_dir} is no run: it has no {CONFIG}", fix="sftray runs list"))
+    config = load_config(run_dir / CONFIG).config
+    store = open_store(config.store.model_copy(update={"path": str(run_dir.absolute().parent)}))
+    check_this_machine(config.scaling)
+    with connect_for(config.scaling) as (placement, num_nodes):
+        prepared = prepare_run(config, store, console, choose_map(num_nodes))
+        _refuse_changed_data(run_dir, prepared)
+        return run_attempt(Attempt(run_dir, config, prepared, console), placement)
+
+
+def _refuse_changed_data(run_dir: Path, prepared: Prepared) -> None:
+    before = json.loads((run_dir / DATA).read_text(encoding="utf-8"))
+    if before["fingerprints"] != prepared.receipt["fingerprints"]:
+        raise ConfigError(
+            Problem(
+                "the data is not what it was when the run started",
+                where=str(run_dir / DATA),
+                why="a resumed run continues the same order over the same examples",
+                fix="put the files back as they were, or start a run of another name",
+            )
+        )
+
+
+def settle_paths(resolved: Resolved) -> Resolved:
+    """Local folders and files by absolute paths, so that they mean the same on workers and in a later resume."""
+    config = resolved.config
+    model = config.model.model_copy(
+        update={
+            key: str(Path(value).absolute())
+            for key in ("name", "tokenizer", "chat_template")
+            if (value := getattr(config.model, key)) and Path(value).exists()
+        }
+    )
+    data = config.data.model_copy(
+        update={
+            key: [_make_absolute(p) for p in value] if isinstance(value, list) else _make_absolute(value)
+            for key in ("train", "validation")
+            if isinstance(value := getattr(config.data, key), str | list)
+        }
+    )
+    return replace(resolved, config=config.model_copy(update={"model": model, "data": data}))
+
+
+def _make_absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def fix_batch(resolved: Resolved, name: str) -> Resolved:
+    """The run's name and its global batch, written out as they stand for good."""
+    config, origin = resolved.config, dict(resolved.origin)
+    if config.train.global_batch_size is None:
+        train, workers = config.train, config.scaling.max_workers
+        origin["train.global_batch_size"] = (
+            f"{workers} workers × {train.micro_batch_size} × {train.gradient_accumulation_steps} accumulation"
+        )
+    if config.name is None:
+        origin["name"] = "made"
+    return Resolved(config.with_fixed_batch().model_copy(update={"name": name}), origin)
+
+
+def prepare_run(
+    config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
+) -> Prepared:
+    """Tokens of the run, found or made; the model is looked at too, for what it says is cheap to know now."""
+    loaded = load_tokenizer(config.model)
+    load_model_config(config.model, loaded)
+    prepared = prepare_tokens(config.model, config.data, store / TOKENS, loaded, map_chunks)
+    console.print(describe_preparation(prepared.receipt, prepared.reused), highlight=False, markup=False)
+    for line in describe_receipt(prepared.receipt):
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    return prepared
+
+
+def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
+    """Train until the end, a stop or a failure, and leave the run's files saying which."""
+    journal = Journal(attempt.run_dir)
+    number = journal.count_attempts() + 1
+    job = _build_job(attempt, number)
+    journal.add_event(
+        "starting", number - 1, f"{placement.num_workers} workers on {'GPU' if placement.use_gpu else 'CPU'}"
+    )
+    try:
+        with Follower(attempt.run_dir, _build_mirrors(attempt)):
+            outcome = run_workers(job, placement, attempt.config.scaling.max_failures)
+    except UserError as error:
+        journal.add_event("failed", journal.count_attempts(), error.problems[0].what)
+        raise
+    except KeyboardInterrupt:
+        journal.add_event("interrupted", journal.count_attempts(), "Ctrl-C")
+        raise
+    except BaseException as error:
+        journal.add_event("failed", journal.count_attempts(), f"{type(error).__name__}: {error}"[:500])
+        raise
+    finally:
+        remove_ray_state(attempt.run_dir)
+    if outcome["stopped"]:
+        journal.add_event("stopped", journal.count_attempts(), "limits.max_minutes", step=outcome["step"])
+        raise StoppedError(
+            Problem(
+                f"stopped at step {outcome['step']}, saved",
+                why="limits.max_minutes is reached",
+                fix=f"sftray resume {attempt.run_dir}",
+            )
+        )
+    journal.add_event("finished", journal.count_attempts(), step=outcome["step"])
+    return summarize(attempt.run_dir)
+
+
+def _build_job(attempt: Attempt, number: int) -> dict[str, Any]:
+    """What every worker gets. It holds no secret: Ray shows it on the Train page."""
+    config = attempt.config
+    meaning = config.model_dump_json(include={"model", "data", "optim", "train"})
+    minutes = config.limits.max_minutes
+    return {
+        "config": config.model_dump(mode="json"),
+        "run_dir": str(attempt.run_dir),
+        "ray_name": f"{attempt.run_dir.name}-{number}",
+        "tokens": str(attempt.prepared.folder),
+        "config_hash": hashlib.sha256(meaning.encode()).hexdigest(),
+        "deadline": None if minutes is None else time.time() + minutes * 60 - min(_STOP_EARLY_S, minutes * 6),
+    }
+
+
+def _build_mirrors(attempt: Attempt) -> list[Any]:
+    config = attempt.config
+    total_steps = build_run_plan(config, TokenStore(attempt.prepared.folder, "train"), 1).total_steps
+    mirrors = [
+        build_progress(attempt.console, total_steps, attempt.run_dir.name),
+        build_wandb_mirror(
+            config.tracking, attempt.run_dir, attempt.run_dir.name, config.model_dump(mode="json")
+        ),
+    ]
+    return [mirror for mirror in mirrors if mirror is not None]

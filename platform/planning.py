@@ -1,0 +1,160 @@
+"""Checking everything and training nothing: what a run would be, cost, and learn from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sftray.cluster.connection import look_around
+from sftray.cluster.resources import Placement, place_workers
+from sftray.platform.driver import fix_batch, prepare_run, settle_paths
+from sftray.platform.run_directory import check_name_is_free, make_name, open_store
+from sftray.train_fn.batch import Example
+from sftray.train_fn.config import RunConfig
+from sftray.train_fn.config_file import Resolved
+from sftray.train_fn.errors import ClusterError
+from sftray.train_fn.loader import RunPlan
+from sftray.train_fn.model import count_parameters_of, load_model_config
+from sftray.train_fn.prepare import Prepared
+from sftray.train_fn.schedule import compute_learning_rate
+from sftray.train_fn.token_store import TokenStore
+from sftray.train_fn.tokenizer import LoadedTokenizer, load_tokenizer
+from sftray.train_fn.trainer import build_run_plan
+
+_PROCESS_BYTES = 600 << 20  # Python, torch and transformers themselves, as seen on Linux
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it would be. `shortage` says why its workers do not fit, `placement` how they do."""
+
+    resolved: Resolved
+    prepared: Prepared
+    run: RunPlan
+    num_parameters: int
+    memory_bytes: int
+    placement: Placement | None
+    shortage: ClusterError | None
+    tokens: list[
+        tuple[str, bool]
+    ]  # of the first example in training order: its text, and whether it is a target
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "config": self.resolved.config.model_dump(mode="json"),
+            "origin": self.resolved.origin,
+            "data": self.prepared.receipt,
+            "total_steps": self.run.total_steps,
+            "global_batch_size": self.run.global_batch_size,
+            "num_parameters": self.num_parameters,
+            "memory_bytes_per_worker": self.memory_bytes,
+            "fits": self.shortage is None,
+            "example": [{"text": text, "target": target} for text, target in self.tokens],
+        }
+
+
+def plan_run(resolved: Resolved, label: str, console: Console) -> Plan:
+    """Look at everything a run would use. Tokens are prepared and kept, so that the run finds them.
+
+    Raises:
+        UserError: what `train` would raise before its first step; a shortage of workers stands in the plan.
+    """
+    resolved = settle_paths(resolved)
+    config = resolved.config
+    store = open_store(config.store)
+    check_name_is_free(store, config.name)
+    prepared = prepare_run(config, store, console)
+    loaded = load_tokenizer(config.model)
+    model_config = load_model_config(config.model, loaded)
+    num_parameters = count_parameters_of(model_config)
+    placement, shortage = _try_placement(config)
+    train = TokenStore(prepared.folder, "train")
+    run = build_run_plan(config, train, config.scaling.max_workers)
+    return Plan(
+        resolved=fix_batch(resolved, config.name or make_name(label)),
+        prepared=prepared,
+        run=run,
+        num_parameters=num_parameters,
+        memory_bytes=estimate_memory(config, model_config, num_parameters, prepared.receipt),
+        placement=placement,
+        shortage=shortage,
+        tokens=_spell(train[int(run.plan(0).examples[0])], loaded),
+    )
+
+
+def _try_placement(config: RunConfig) -> tuple[Placement | None, ClusterError | None]:
+    try:
+        return place_workers(config.scaling, look_around()), None
+    except ClusterError as error:
+        return None, error
+
+
+def estimate_memory(
+    config: RunConfig, model_config: Any, num_parameters: int, receipt: dict[str, Any]
+) -> int:
+    """Bytes of one worker at its peak, to within some ten percent for usual shapes.
+
+    Weights, gradients and AdamW's two moments in fp32 are 16 bytes a parameter, autocast's copies of the
+    weights 2 more. Activations by Korthikanti et al., 2022 (arXiv 2205.05198, without the attention matrix):
+    34 bytes for each token, layer and hidden unit at 16 bits, and the logits of the target positions alone,
+    as values, their fp32 copy and their gradient.
+    """
+    half = config.train.precision != "fp32"
+    text = model_config.get_text_config()
+    tokens = config.train.micro_batch_size * config.data.max_seq_len
+    layers, hidden, vocab_size = text.num_hidden_layers, text.hidden_size, text.vocab_size
+    per_unit = (2 if half else 4) if config.model.gradient_checkpointing else (34 if half else 68)
+    counts = receipt["splits"]["train"]
+    targets = tokens * counts["target_tokens"] / counts["tokens"]
+    weights = num_parameters * (18 if half else 16)
+    return int(_PROCESS_BYTES + weights + tokens * layers * hidden * per_unit + targets * vocab_size * 12)
+
+
+def _spell(example: Example, loaded: LoadedTokenizer) -> list[tuple[str, bool]]:
+    texts = [loaded.tokenizer.decode([token]) for token in example.input_ids.tolist()]
+    return list(zip(texts, example.loss_mask.tolist(), strict=True))
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    config, run = plan.resolved.config, plan.run
+    rates = [
+        compute_learning_rate(s, run.total_steps, config.optim)
+        for s in (0, run.total_steps // 2, run.total_steps - 1)
+    ]
+    first = run.plan(0)
+    lines = [
+        f"model: {plan.num_parameters / 1e6:,.2f}M parameters, {config.train.precision}",
+        f"steps: {run.total_steps:,} of {run.global_batch_size} examples, {config.train.epochs} epoch(s) "
+        f"of {len(run.lengths):,} examples; {run.count_examples(run.total_steps):,} examples in all",
+        f"learning rate: {rates[0]:.3g} at the first step, {rates[1]:.3g} in the middle, {rates[2]:.3g} at the last",
+        f"first step: {[len(forwards) for forwards in first.micro_batches]} forwards by worker, "
+        f"{first.num_tokens:,} tokens, {first.num_target_tokens:,} targets, "
+        f"{1 - first.num_tokens / first.padded_tokens:.1%} padding",
+        f"memory: about {plan.memory_bytes / 2**30:.2f} GB for each worker at its peak (an estimate)",
+        _describe_placement(plan),
+        "one example; what is learned is " + ("in green" if console.is_terminal else "in ⟦ ⟧") + ":",
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print(_paint(plan.tokens, console.is_terminal))
+
+
+def _describe_placement(plan: Plan) -> str:
+    if plan.placement is None:
+        return "cluster: the workers do not fit"
+    kind = "GPU" if plan.placement.use_gpu else "CPU"
+    return f"cluster: {plan.placement.num_workers} worker(s) on {kind} fit"
+
+
+def _paint(tokens: list[tuple[str, bool]], colour: bool) -> Text:
+    """Token by token: on a terminal targets in green, tokens told apart by shades; else targets in brackets."""
+    text = Text("  ")
+    for index, (token, target) in enumerate(tokens):
+        if colour:
+            shade = ("black on green", "black on bright_green") if target else ("dim", "dim underline")
+            text.append(token, style=shade[index % 2])
+            continue
+        starts = target and (index == 0 or not tokens[index - 1][1])
+        ends = target and (index + 1 == len(tokens) or not tokens[index + 1][1])
+        text.append(("⟦" if starts else "") + token + ("⟧" if ends else ""))
+    return text

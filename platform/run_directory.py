@@ -1,0 +1,88 @@
+"""The store and a run's directory in it: opening, naming, and taking a name."""
+
+import os
+import shutil
+from pathlib import Path
+
+from sftray.train_fn.config import StoreConfig
+from sftray.train_fn.errors import ConfigError, Problem, StoreError
+
+TOKENS = "tokens"
+
+
+def open_store(store: StoreConfig) -> Path:
+    """The store's folder, made if need be and known to be writable.
+
+    Raises:
+        StoreError: it is not a folder on this machine or a shared mount, or cannot be written.
+    """
+    if "://" in store.path:
+        raise StoreError(
+            Problem(
+                f"store.path: {store.path} is a URL, and this version keeps runs in folders only",
+                fix="store.path: a local folder, or a mount that every node has at the same place",
+            )
+        )
+    path = Path(store.path).expanduser().absolute()
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            Problem(
+                f"store.path: {path} cannot be written: {error.strerror}",
+                fix="store.path: a folder that this user may write, with free space",
+            )
+        ) from error
+    return path
+
+
+def take_run_directory(store: Path, name: str | None, label: str) -> Path:
+    """Make the run's directory. A name that was given must be free; a made one gets the next free number.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name is not None:
+        try:
+            (store / name).mkdir()
+        except FileExistsError:
+            raise ConfigError(describe_taken(store / name)) from None
+        return store / name
+    base = make_name(label)
+    number = 1
+    while True:
+        path = store / (base if number == 1 else f"{base}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def check_name_is_free(store: Path, name: str | None) -> None:
+    """Say that a name is taken before anything costly starts."""
+    if name is not None and (store / name).exists():
+        raise ConfigError(describe_taken(store / name))
+
+
+def describe_taken(path: Path) -> Problem:
+    return Problem(
+        f"the name {path.name} is taken",
+        where=str(path),
+        why="a run is never overwritten or continued unasked",
+        fix=f"sftray resume {path}, or another name (name={path.name}-2), or remove the folder",
+    )
+
+
+def make_name(label: str) -> str:
+    """A legal run name from a preset's name or a file's stem."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in label.lower())
+    return kept.strip("._-")[:50] or "run"
+
+
+def remove_ray_state(run_dir: Path) -> None:
+    """Ray's own files of the run: a cache that nothing reads again."""
+    shutil.rmtree(run_dir / ".ray", ignore_errors=True)

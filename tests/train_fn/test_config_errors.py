@@ -1,0 +1,259 @@
+"""A wrong config is refused in words that a person can act on: what, the line, what is legal, and a right line."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sftray.train_fn.config_file import load_config
+from sftray.train_fn.errors import ConfigError, Problem
+
+BASE = "model: {name: m}\ndata: {train: a.jsonl}\n"  # two good lines: what is added begins at line 3
+INNER_WORDS = re.compile(
+    r"pydantic|validation error|Traceback|Input should|yaml\.|<class|NoneType|\bstr\b|(?<!!)\bint\b"
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def problems_of(text: str | bytes, overrides: Sequence[str] = ()) -> tuple[Problem, ...]:
+    path = Path("run.yaml")
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert not INNER_WORDS.search(str(caught.value)), str(caught.value)
+    assert all(problem.fix for problem in caught.value.problems)
+    return caught.value.problems
+
+
+# What stands below BASE -> the line of the key that is none, the key that was meant, and the fix.
+MEANT = [
+    ("optim:\n  learnign_rate: 3e-4", 4, "optim.learning_rate", "optim: {learning_rate: 3.0e-4}"),
+    ("optm: {learning_rate: 1}", 3, "optim", "optim: {learning_rate: 1}"),
+    ("nmae: x", 3, "name", "name: x"),
+    ("learning_rate: 1", 3, "optim.learning_rate", "optim: {learning_rate: 1}"),
+    ("optim:\n  epochs: 3", 4, "train.epochs", "train: {epochs: 3}"),
+    ("optim:\n  Learning-Rate: 1", 4, "optim.learning_rate", "optim: {learning_rate: 1}"),
+    ("train:\n  epochs: 1\n  optim:\n    learning_rate: 1", 5, "optim", "optim: {learning_rate: 1}"),
+    ("per_device_train_batch_size: 8", 3, "train.micro_batch_size", "train: {micro_batch_size: 8}"),
+    ("train: {batch_size: 8}", 3, "train.micro_batch_size", "train: {micro_batch_size: 8}"),
+    ("train: {num_train_epochs: 3}", 3, "train.epochs", "train: {epochs: 3}"),
+    ("optim: {lr: 1e-3}", 3, "optim.learning_rate", "optim: {learning_rate: 0.001}"),
+    ("bf16: true", 3, "train.precision", "train: {precision: bf16}"),
+    ("fp16: true", 3, "train.precision", "train: {precision: fp16}"),
+    ("fp16: false", 3, "train.precision", "train: {precision: fp32}"),
+    ("accumulation_steps: 8", 3, "train.gradient_accumulation_steps", "train: {gradient_accumulation_steps: 8}"),
+    ("max_length: 512", 3, "data.max_seq_len", "data: {max_seq_len: 512}"),
+    ("save_steps: 50", 3, "train.save_every", "train: {save_every: 50}"),
+    ("eval_steps: 50", 3, "train.eval_every", "train: {eval_every: 50}"),
+    ("logging_steps: 5", 3, "train.log_every", "train: {log_every: 5}"),
+    ("output_dir: out", 3, "store.path", "store: {path: out}"),
+    ("report_to: wandb", 3, "tracking.wandb", "tracking: {wandb: online}"),
+    ("report_to: none", 3, "tracking.wandb", "tracking: {wandb: disabled}"),
+    ("optim: {warmup_steps: 1}", 3, "optim.warmup_ratio", "optim: {warmup_ratio: 0.03}"),
+]
+
+# What stands below BASE -> the line of the one problem, words of it, words of its fix.
+PLANTED: list[tuple[str, int, str, str]] = [
+    ("optim.learning_rate: 1", 3, "optim.learning_rate is written here as one key", "optim: {learning_rate: 1}"),
+    ("zzzzz: 1", 3, "zzzzz is not a setting.", "remove it"),
+    ("on: 1", 3, "on is not a setting.", "remove it"),
+    # the traps of YAML
+    ("train:\n  epochs: 1\n  epochs: 2", 5, "train.epochs is set twice", "keep one of the two"),
+    ("data: {train: b.jsonl}", 3, "data is set twice", "keep one of the two"),
+    ("optim:\n\tlearning_rate: 1", 4, "a tab stands where YAML allows only spaces", "spaces"),
+    ("train:\n  epochs: 1\t# one", 4, "a tab stands where YAML allows only spaces", "spaces"),
+    ("optim:\n  learning_rate:3", 4, "optim is a section with keys of its own, not learning_rate:3", "optim: {learning_rate: 2.0e-5}"),
+    ("optim: {learning_rate:3}", 3, "optim.learning_rate:3 is not a setting", "learning_rate: 3"),
+    ("name:x\ntrain: {epochs: 1}", 4, "indented too deep, or the one above lacks the space behind its colon", "key: value"),
+    ("name: a: b", 3, "a second ': ' on this line", "quotes"),
+    ("train:\n    epochs: 1\n  seed: 2", 5, "does not fit what stands above it", "same column"),
+    ("train:\n  epochs\n  seed: 2", 4, "not a 'key: value' pair", "key: value"),
+    ("tracking:\n  tags: *.jsonl", 4, "a value that begins with * is an alias", '"*.jsonl"'),
+    ("tracking:\n  project: *x", 4, "the alias *x has no anchor &x", "quote the text"),
+    ("tracking: {project: @home}", 3, "a value cannot begin with @", "quotes"),
+    ("name: 'open\ntrain: {epochs: 1}", 3, "a quote opened here is never closed", "close the quote"),
+    ("optim:\n  betas: [0.9, 0.95\n  schedule: linear", 4, "is not closed", "close the bracket"),
+    ('store: {path: "C:\\data"}', 3, "begins an escape between double quotes", "single quotes"),
+    ("---\nname: x", 3, "a second document begins here", "'---'"),
+    ("optim: !!python/object/apply:os.system [ls]", 3, "carries the tag !!python/object/apply:os.system", "delete"),
+    ("train: {seed: !!int '3'}", 3, "carries the tag !!int", "delete"),
+    ("tracking: !!set {a}", 3, "carries the tag !!set", "delete"),
+    ("? [a]\n: 1", 3, "a key of the config is not plain text", "key: value"),
+    ("limits: {<<: 3}", 3, "<< needs the alias of a mapping", "<<: *anchor"),
+    ("limits: &a {<<: *a}", 3, "an alias holds itself", "flatter"),
+    ("limits: " + "[" * 40, 3, "nested more than 24 levels deep", "flatter"),
+    ('store: {path: "a\\0b"}', 3, "store.path holds the control character U+0000", "remove"),
+    ('store: {path: "\\ud800"}', 3, "store.path holds the control character U+D800", "remove"),
+    ("name: a\0b", 3, "an invisible character stands here: U+0000", "delete"),
+    # what cannot stand together
+    ("train:\n  global_batch_size: 8\n  epochs: 1\n  gradient_accumulation_steps: 2", 6, "or train.global_batch_size, not both", "keep one"),
+    ("scaling:\n  num_workers: [4, 2]", 4, "this min is above the max", "scaling: {num_workers: [2, 4]}"),
+    # sections that are none
+    ("optim: 3", 3, "optim is a section with keys of its own, not 3", "optim: {learning_rate: 2.0e-5}"),
+    ("scaling: [1]", 3, "scaling is a section with keys of its own, not [1]", "scaling: {num_workers: 1}"),
+]  # fmt: skip
+
+# Whole files.
+WHOLE: list[tuple[str | bytes, str, str, str]] = [
+    ("", "run.yaml", "the file is empty", "model: {name:"),
+    ("# nothing\n", "run.yaml", "the file is empty", "model: {name:"),
+    ("- a\n", "run.yaml:1", "the file holds a list, not settings", "model: {name:"),
+    ("text\n", "run.yaml:1", "the file holds one value, not settings", "model: {name:"),
+    (b"model: {name: m}\nname: caf\xe9\n", "run.yaml:2", "the byte 0xE9 is not UTF-8", "iconv"),
+    (BASE.encode("utf-16"), "run.yaml:1", "the file is UTF-16", "iconv -f UTF-16"),
+    (b"\0" * (1 << 21), "", "run.yaml is larger than 1 MiB", "data file"),
+    ("data: {train: a}\n", "run.yaml", "model.name is missing (or model.scratch", "model: {name:"),
+    ("model: {name: m}\n", "run.yaml", "data.train is missing", "data: {train: data/train.jsonl}"),
+    ("model: {name: m}\ndata:\n  max_seq_len: 8\n", "run.yaml:2", "data.train is missing", "data: {train:"),
+    ("model: {name: m}\ndata: {tarin: a}\n", "run.yaml:2", "Did you mean data.train?", "data: {train: a}"),
+    ("modle: {name: m}\ndata: {train: a}\n", "run.yaml:1", "Did you mean model?", "model: {name: m}"),
+    ("model:\ndata: {train: a}\n", "run.yaml:1", "model needs name", "model: {name:"),
+    ("data: {train: a}\nmodel:\n  tokenizer: t\n  scratch:\n    hidden_size: 8\n", "run.yaml:4", "needs architecture", "architecture: llama"),
+    ("data: {train: a}\nmodel:\n  tokenizer: t\n  scratch:\n    architecture: 3\n", "run.yaml:5", "needs architecture", "architecture: llama"),
+    ("data: {train: a}\nmodel:\n  scratch: {architecture: llama}\n", "run.yaml:3", "needs model.tokenizer", "model: {tokenizer: quickstart}"),
+    ("data: {train: a}\nmodel:\n  name: m\n  scratch: {architecture: llama}\n", "run.yaml:4", "model.scratch (an untrained one), not both", "keep one"),
+    ("data: {train: a}\nmodel:\n  tokenizer: t\n  scratch: {architecture: llama, n: 010}\n", "run.yaml:4", "model.scratch.n: 010 means 8", "write 10 or 8"),
+    ("data:\n  train:\n  - a\n  - 3\nmodel: {name: m}\n", "run.yaml:4", "data.train[1] is 3", 'data: {train: [a, "3"]}'),
+    ("model:\n  name:\n   no\ndata: {train: a}\n", "run.yaml:3", "model.name must be text", 'model: {name: "no"}'),
+    ("".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]\n" for n in range(9)), "run.yaml:1", "more than 20,000 values", "smaller"),
+]  # fmt: skip
+
+# Overrides of BASE. The place is the override itself.
+OVERRIDES: list[tuple[list[str], str, str, str]] = [
+    (["optim.lr=3"], "optim.lr=3", "optim.lr is not a setting. Did you mean optim.learning_rate?", "optim.learning_rate=3"),
+    (["lr=3"], "lr=3", "Did you mean optim.learning_rate?", "optim.learning_rate=3"),
+    (["optm.learning_rate=3"], "optm.learning_rate=3", "Did you mean optim.learning_rate?", "optim.learning_rate=3"),
+    (["--train.epochs=3"], "--train.epochs=3", "Did you mean train.epochs?", "train.epochs=3"),
+    (["optim={lr: 3}"], "optim={lr: 3}", "optim.lr is not a setting", "optim.learning_rate=3"),
+    (["zzzzz=3"], "zzzzz=3", "zzzzz is not a setting", "remove it"),
+    (["train.epochs"], "train.epochs", "this is not KEY=VALUE", "train.epochs=1"),
+    (["other.yaml"], "other.yaml", "this is not KEY=VALUE", "optim.learning_rate=2.0e-5"),
+    ([""], "", "the key is empty", "optim.learning_rate"),
+    (["=3"], "=3", "the key is empty", "optim.learning_rate"),
+    (["optim..x=3"], "optim..x=3", "the key is empty, or a part of it", "optim.learning_rate"),
+    (["optim=3"], "optim=3", "optim is a section", "optim.learning_rate=2.0e-5"),
+    (["optim="], "optim=", "optim is a section", "optim.learning_rate=2.0e-5"),
+    (["optim.learning_rate.x=3"], "optim.learning_rate.x=3", "optim.learning_rate is one value", "optim.learning_rate=3"),
+    (["name.x=3"], "name.x=3", "name is one value", "name="),
+    (["data.train=[a"], "data.train=[a", "is not closed", "close the bracket"),
+    (["name=123"], "name=123", "name must be text, not 123", "'name=\"123\"'"),
+    (["tracking.wandb=off"], "tracking.wandb=off", "Did you mean disabled?", "tracking.wandb=disabled"),
+    (["train.epochs=1", "train.epochs=2"], "train.epochs=2", "train.epochs is set twice", "keep one of the two"),
+    (["train.global_batch_size=8", "train.gradient_accumulation_steps=2"], "train.gradient_accumulation_steps=2", "not both", "keep one"),
+    (["model.name=x", "model.tokenizer=t", "model.scratch={architecture: llama}"], "model.scratch={architecture: llama}", "not both", "keep one"),
+    (["model.scratch.hidden_size=8"], "model.scratch.hidden_size=8", "needs architecture", "model.scratch.architecture=llama"),
+    (["model.tokenizer=t", "model.scratch={architecture: llama}", "model.scratch.architecture.x=8"], "model.scratch.architecture.x=8", "model.scratch.architecture is one value", "model.scratch.architecture=llama"),
+    (["store.path=" + "x" * 99 + "\0"], "store.path=xxxx", "an invisible character stands here: U+0000", "delete"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("added", "line", "key", "fix"), MEANT)
+def test_a_key_that_is_none_gets_the_one_that_was_meant(added: str, line: int, key: str, fix: str) -> None:
+    (problem,) = problems_of(f"{BASE}{added}\n")
+    assert problem.where == f"run.yaml:{line}"
+    assert problem.what.endswith(f" Did you mean {key}?")
+    assert problem.fix == fix
+
+
+@pytest.mark.parametrize(("added", "line", "what", "fix"), PLANTED)
+def test_a_planted_fault_is_named_with_its_line(added: str, line: int, what: str, fix: str) -> None:
+    (problem,) = problems_of(f"{BASE}{added}\n")
+    assert problem.where == f"run.yaml:{line}"
+    assert what in problem.what
+    assert fix in str(problem.fix)
+
+
+@pytest.mark.parametrize(("text", "where", "what", "fix"), WHOLE)
+def test_a_file_that_is_wrong_as_a_whole(text: str | bytes, where: str, what: str, fix: str) -> None:
+    (problem,) = problems_of(text)
+    assert (problem.where or "") == where
+    assert what in problem.what
+    assert fix in str(problem.fix)
+
+
+@pytest.mark.parametrize(("overrides", "where", "what", "fix"), OVERRIDES)
+def test_a_wrong_override_is_shown_itself(overrides: list[str], where: str, what: str, fix: str) -> None:
+    (problem,) = problems_of(BASE, overrides)
+    assert str(problem.where).startswith(f"command line: {where}")
+    assert what in problem.what
+    assert fix in str(problem.fix)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("nofile.yaml", "there is no file nofile.yaml."),
+        ("rum.yaml", "there is no file rum.yaml. Did you mean run.yaml?"),
+        (".", ". is a folder"),
+        ("a\0b", "a\\x00b cannot be read"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("run.yaml/x", "cannot be read: Not a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read(name: str, what: str) -> None:
+    Path("run.yaml").write_text(BASE)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Path(name))
+    (problem,) = caught.value.problems
+    assert what in problem.what and problem.fix
+
+
+def test_the_folder_of_a_run_offers_to_resume_it() -> None:
+    Path("config.yaml").write_text(BASE)
+    with pytest.raises(ConfigError, match=r"fix  to go on with this run: sftray resume \."):
+        load_config(Path("."))
+
+
+def test_all_problems_of_file_and_command_line_come_together_in_order() -> None:
+    text = "name: no\nmodel: {nmae: m}\ntrain:\n  epochs: 0\n  epochs: 1\n  seed: 010\noptim: {lr: 1}\n"
+    problems = problems_of(text, ["train.log_every=-1", "zzzzz=1"])
+    assert [problem.where for problem in problems] == [
+        "run.yaml",  # data is missing
+        "run.yaml:1",
+        "run.yaml:2",
+        "run.yaml:4",
+        "run.yaml:5",
+        "run.yaml:6",
+        "run.yaml:7",
+        "command line: train.log_every=-1",
+        "command line: zzzzz=1",
+    ]
+
+
+def test_overrides_are_checked_though_the_file_cannot_be_read() -> None:
+    problems = problems_of("\tmodel: x\n", ["train.epochs=0", "optim.lr=1"])
+    assert [problem.where for problem in problems] == [
+        "run.yaml:1",
+        "command line: train.epochs=0",
+        "command line: optim.lr=1",
+    ]
+
+
+def test_an_override_mends_what_is_wrong_in_the_file() -> None:
+    Path("run.yaml").write_text(BASE + "train: {epochs: 0}\n")
+    assert load_config(Path("run.yaml"), ["train.epochs=2"]).config.train.epochs == 2
+
+
+def test_rivals_in_the_file_are_wrong_whatever_the_command_line_says() -> None:
+    text = BASE + "train: {global_batch_size: 8, gradient_accumulation_steps: 2}\n"
+    (problem,) = problems_of(text, ["train.global_batch_size=4"])
+    assert "run.yaml:3 sets train.gradient_accumulation_steps" in str(problem.why)
+
+
+def test_the_message_reads_as_promised() -> None:
+    (problem,) = problems_of(BASE + "optim:\n  learnign_rate: 2e-5\n")
+    assert str(problem) == (
+        "error  run.yaml:4: optim.learnign_rate is not a setting. Did you mean optim.learning_rate?\n"
+        "  why  optim knows: betas, learning_rate, max_grad_norm, min_lr_ratio, schedule, warmup_ratio, weight_decay\n"
+        "  fix  optim: {learning_rate: 2.0e-5}"
+    )
+
+
+def test_a_message_obeys_no_terminal_codes() -> None:
+    text = BASE + '"\\e[31mred": 1\nname: "\\e[2J"\n'
+    assert "\x1b" not in "".join(str(problem) for problem in problems_of(text, ["\x1b[2J=1"]))
