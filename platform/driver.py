@@ -20,7 +20,6 @@ from sftray.platform.run_directory import (
     TOKENS,
     check_name_is_free,
     open_store,
-    remove_ray_state,
     take_run_directory,
 )
 from sftray.platform.summary import RunSummary, summarize
@@ -158,11 +157,9 @@ def prepare_run(
 def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     """Train until the end, a stop or a failure, and leave the run's files saying which."""
     journal = Journal(attempt.run_dir)
-    number = journal.count_attempts() + 1
-    job = _build_job(attempt, number)
-    journal.add_event(
-        "starting", number - 1, f"{placement.num_workers} workers on {'GPU' if placement.use_gpu else 'CPU'}"
-    )
+    job = _build_job(attempt)
+    kind = "GPU" if placement.use_gpu else "CPU"
+    journal.add_event("starting", journal.count_attempts(), f"{placement.num_workers} worker(s) on {kind}")
     try:
         with Follower(attempt.run_dir, _build_mirrors(attempt)):
             outcome = run_workers(job, placement, attempt.config.scaling.max_failures)
@@ -175,8 +172,6 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     except BaseException as error:
         journal.add_event("failed", journal.count_attempts(), f"{type(error).__name__}: {error}"[:500])
         raise
-    finally:
-        remove_ray_state(attempt.run_dir)
     if outcome["stopped"]:
         journal.add_event("stopped", journal.count_attempts(), "limits.max_minutes", step=outcome["step"])
         raise StoppedError(
@@ -190,7 +185,7 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     return summarize(attempt.run_dir)
 
 
-def _build_job(attempt: Attempt, number: int) -> dict[str, Any]:
+def _build_job(attempt: Attempt) -> dict[str, Any]:
     """What every worker gets. It holds no secret: Ray shows it on the Train page."""
     config = attempt.config
     meaning = config.model_dump_json(include={"model", "data", "optim", "train"})
@@ -198,7 +193,6 @@ def _build_job(attempt: Attempt, number: int) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "run_dir": str(attempt.run_dir),
-        "ray_name": f"{attempt.run_dir.name}-{number}",
         "tokens": str(attempt.prepared.folder),
         "config_hash": hashlib.sha256(meaning.encode()).hexdigest(),
         "deadline": None if minutes is None else time.time() + minutes * 60 - min(_STOP_EARLY_S, minutes * 6),

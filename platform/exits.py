@@ -3,6 +3,7 @@
 Every command runs through `run_guarded`, so that trouble looks the same everywhere.
 """
 
+import io
 import json
 import os
 import platform
@@ -27,6 +28,9 @@ def run_guarded(command: Callable[[], int], as_json: bool) -> int:
     Errors are told on standard error; with `as_json` on standard output too, as
     `{"error": [{what, where, why, fix}], "exit_code": n}`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot say 中 gets \u4e2d
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code = command()
@@ -86,8 +90,8 @@ def _write_crash(error: Exception) -> Problem:
     )
     name = f"sftray-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     path = os.path.join(tempfile.gettempdir(), name)
-    said = str(error).strip().splitlines()
-    what = f"our bug: {type(error).__name__}" + (f": {said[0][:300]}" if said else "")
+    said = str(error).strip().partition("\n")[0].strip()
+    what = f"our bug: {type(error).__name__}" + (f": {said[:300]}" if said else "")
     try:
         # Exclusive and private: others share the folder, and the text may quote data.
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

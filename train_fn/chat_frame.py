@@ -41,9 +41,10 @@ _CHATML = "model.chat_template=chatml"
 class Frame:
     """A template and what it writes around answers.
 
-    header: goes before every answer; empty where the template writes no generation prompt.
+    header: goes before an answer. Where the template has no generation prompt of its own (Mistral), it is what ends
+        a question, and an answer may also go without.
     prompt_rest: what the generation prompt has after the header, such as `<think>\\n`; mostly empty.
-    lead: whitespace that the template puts between prompt and answer, if `header` is empty.
+    lead: where there is no generation prompt, the whitespace that an answer starts with; else None.
     turn_ends: special tokens that end an assistant's turn; the first is the one after a plain answer.
     """
 
@@ -51,7 +52,7 @@ class Frame:
     special: SpecialTokens
     header: str
     prompt_rest: str
-    lead: str
+    lead: str | None
     turn_ends: tuple[str, ...]
     cuts: Cuts
 
@@ -92,10 +93,10 @@ def learn_frame(template: Template, special: SpecialTokens) -> Frame:
     *_, asked_tail = _split(_render(template, _CHAT[:3]), _WORDS[:3])
     *_, prompt_tail = _split(_render(template, _CHAT[:3], prompt=True), _WORDS[:3])
     end = _find_turn_end(after, last, special)
+    lead: str | None = None
     if prompt_tail == asked_tail:
-        header, rest, lead = "", "", _find_lead(between, between_again, asked_tail)
+        header, rest, lead = asked_tail, "", _find_lead(between, between_again, asked_tail)
     else:
-        lead = ""
         close = _share(special, asked_tail, prompt_tail)
         header, rest = _find_header(special, close, prompt_tail, (between, between_again))
         if header in before or header in close or header in after:

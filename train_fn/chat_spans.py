@@ -59,10 +59,9 @@ def _find_start(frame: Frame, marked: Message, view: View, span: int) -> int | N
     if start is not None:
         return place - len(piece) + start
     # With no header the first mark is the only hold: it must stand at the very start of a plain answer.
-    is_plain = (
-        not frame.header and marked.keys() == {"role", "content"} and marked["content"].startswith(OPEN)
-    )
-    return place - len(frame.lead) if is_plain and piece.endswith(frame.lead) else None
+    if frame.lead is None or marked.keys() != {"role", "content"} or not marked["content"].startswith(OPEN):
+        return None
+    return place - len(frame.lead) if piece.endswith(frame.lead) else None
 
 
 def find_end_behind(frame: Frame, view: View, place: int) -> int | None:

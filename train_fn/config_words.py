@@ -17,6 +17,7 @@ from sftray.train_fn.config_yaml import KeyPath
 
 SCRATCH = ("model", "scratch")  # the one key whose value is a mapping with keys of its own
 
+_STEPS = "a whole number of steps, or 0 for never"
 # Said better by hand than from the models.
 _LEGAL = {
     "model.name": "text: a hub id or a folder",
@@ -25,6 +26,10 @@ _LEGAL = {
     "model.chat_template": "text: a file, or the name of a shipped template",
     "data.train": "a file, a glob, or a list of them",
     "data.validation": "a file, a glob, a list of them, or a fraction of train between 0 and 1",
+    "train.seed": "a whole number from 0 to 2**63 - 1",
+    "train.log_every": _STEPS,
+    "train.eval_every": _STEPS,
+    "train.save_every": _STEPS,
     "optim.betas": "a list of two numbers, each at least 0 and below 1",
     "scaling.num_workers": "a whole number, 1 or more, or [min, max] to be elastic",
     "scaling.use_gpu": "auto, true or false",
@@ -124,12 +129,10 @@ def _describe(schema: dict[str, Any]) -> str:
 
 
 def _range(schema: dict[str, Any]) -> str:
-    low, high = schema.get("minimum"), schema.get("maximum", schema.get("exclusiveMaximum"))
+    low, high = schema.get("minimum"), schema.get("maximum")
     if low is None:
         return f" above {schema['exclusiveMinimum']:g}"
-    if high is None:
-        return f", {low:g} or more"
-    return f" from {low:g} to {high:g}" if "maximum" in schema else f", at least {low} and below {high}"
+    return f", {low:g} or more" if high is None else f" from {low:g} to {high:g}"
 
 
 def wants_number(path: KeyPath) -> bool:
@@ -186,13 +189,17 @@ def _near(key: str, given: object, written: str | list[str] | None) -> Iterator[
     yield nearest_choice(key, given)
     if key == "name":
         yield slug(str(written or given or ""))
-    if isinstance(given, bool | list) or not wants_number(tuple(key.split("."))):
+    if isinstance(given, list) and len(given) == 1:
+        yield given[0]
+    if isinstance(given, list) or not wants_number(tuple(key.split("."))):
         yield written
     if isinstance(given, str):
         yield read_scalar(given)
     elif isinstance(given, float) and given.is_integer():
         yield int(given)
-    yield [given]
+    elif isinstance(given, int) and given in (0, 1):
+        yield bool(given)
+    yield [given]  # where a list is wanted
 
 
 def _known(key: str) -> Iterator[object]:

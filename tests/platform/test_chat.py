@@ -143,7 +143,9 @@ def test_the_best_step(tmp_path: Path) -> None:
     journal = write_run(tmp_path)
     for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0)):
         write_checkpoint(journal, step, loss)
-    chosen = {step: choose_checkpoint(journal.folder, read_step(step)).step for step in ("newest", "best", "10")}
+    chosen = {
+        step: choose_checkpoint(journal.folder, read_step(step)).step for step in ("newest", "best", "10")
+    }
     assert chosen == {"newest": 30, "best": 20, "10": 10}
 
 

@@ -53,7 +53,9 @@ sys.exit(code)
     assert all(name in done.stdout for name in ("train", "resume", "plan", "runs", "chat"))
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["plan"], ["resume"], ["chat"], ["runs", "list"], ["runs", "show"]])
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["plan"], ["resume"], ["chat"], ["runs", "list"], ["runs", "show"]]
+)
 def test_every_command_has_help(arguments: list[str], capsys: Capture) -> None:
     assert main([*arguments, "--help"]) == 0
     assert f"Usage: sftray {' '.join(arguments)}" in capsys.readouterr().out
@@ -76,7 +78,7 @@ def test_no_command_is_a_usage_error_with_help(capsys: Capture) -> None:
     [
         (["trian", "x.yaml"], "No such command 'trian'. Did you mean 'train'?", "sftray --help"),
         (["train"], "Missing argument 'CONFIG'.", "sftray train --help"),
-        (["runs", "list", "--limti", "3"], "No such option: --limti Did you mean --limit?", "sftray runs list --help"),
+        (["runs", "list", "--limti", "3"], "No such option: --limti", "sftray runs list --help"),
         (["runs", "list", "--limit", "0"], "Invalid value for '--limit'", "sftray runs list --help"),
         (["runs"], "Missing command.", "sftray runs --help"),
         (["train", "no-such.yaml"], "there is no config file and no preset no-such.yaml.", None),
@@ -110,7 +112,11 @@ def test_all_problems_of_a_config_at_once(tmp_path: Path, capsys: Capture) -> No
     assert main(["plan", str(config), "train.epohcs=3", "--json"]) == 2
     said = capsys.readouterr()
     problems = json.loads(said.out)["error"]
-    assert [problem["where"] for problem in problems] == [f"{config}:1", f"{config}:3", "command line"]
+    assert [problem["where"] for problem in problems] == [
+        f"{config}:1",
+        f"{config}:3",
+        "command line: train.epohcs=3",
+    ]
     assert said.err.count("error  ") == 3
 
 
@@ -173,7 +179,9 @@ def test_an_unknown_column(tmp_path: Path, capsys: Capture) -> None:
         *((DivergedError, 6), (CheckpointError, 7), (StoppedError, 75)),
     ],
 )
-def test_exit_codes_and_shape_of_what_the_user_caused(kind: type[UserError], code: int, capsys: Capture) -> None:
+def test_exit_codes_and_shape_of_what_the_user_caused(
+    kind: type[UserError], code: int, capsys: Capture
+) -> None:
     problems = [Problem("first", "a.yaml:1", "reason", "mend"), Problem("second [bold]\x1b[31m")]
     assert run_guarded(raising(kind(*problems)), as_json=True) == code
     said = capsys.readouterr()

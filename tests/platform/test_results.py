@@ -124,7 +124,10 @@ def test_updated_is_the_last_sign_of_life(tmp_path: Path) -> None:
     [
         ([(0.0, 0, "starting"), (5.0, 1, "running"), (50.0, 1, "finished")], 50.0),
         # Stopped, and resumed a day later: the day is no time of the run.
-        ([(0.0, 0, "starting"), (9.0, 1, "stopped"), (90000.0, 1, "starting"), (90010.0, 2, "finished")], 19.0),
+        (
+            [(0.0, 0, "starting"), (9.0, 1, "stopped"), (90000.0, 1, "starting"), (90010.0, 2, "finished")],
+            19.0,
+        ),
         # Prepared and then started: the same start.
         ([(0.0, 0, "prepared"), (4.0, 0, "starting"), (9.0, 1, "finished")], 9.0),
         # A worker was lost and replaced: the time that took is the run's.
@@ -144,7 +147,12 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
         with (folder / name).open("ab") as file:
             file.write(b'{"step": 10, "tr\n[1, 2]\n\xff\xfe\n{"torn": ')
     row = load_one(tmp_path)
-    assert (row["state"], row["step"], row["exact_match"], row["unreadable_lines"]) == ("finished", 40, 0.5, 9)
+    assert (row["state"], row["step"], row["exact_match"], row["unreadable_lines"]) == (
+        "finished",
+        40,
+        0.5,
+        9,
+    )
 
 
 def test_well_formed_lines_of_another_shape_are_left_out(tmp_path: Path) -> None:
@@ -164,7 +172,9 @@ def test_missing_files_are_empty(tmp_path: Path) -> None:
     (folder / DATA).unlink()
     row = load_one(tmp_path)
     assert row["state"] == "running"
-    assert all(pd.isna(row[key]) for key in ("step", "train/loss", "val/loss_best", "exact_match", "best_step"))
+    assert all(
+        pd.isna(row[key]) for key in ("step", "train/loss", "val/loss_best", "exact_match", "best_step")
+    )
     assert load_metrics(folder).empty
     assert load_samples(folder).empty
     assert load_checkpoints(folder).empty

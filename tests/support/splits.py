@@ -1,0 +1,89 @@
+"""The same run under many layouts: losses of its steps, the gradient of the first, the weights of the last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from tiny import Layout, build_model, build_trainer, draw_examples, plan_run, run_steps, write_store
+from torch import nn
+
+from sftray.train_fn.config import OptimConfig
+from sftray.train_fn.token_store import TokenStore
+
+TOTAL_STEPS, GLOBAL_BATCH_SIZE = 20, 8
+# 59 examples are 7 whole batches and one of 3; among the first 8 and the last 3 there are some without target.
+NUM_EXAMPLES, WITHOUT_TARGET = 59, tuple(range(0, 59, 5))
+OPTIM = OptimConfig(learning_rate=1e-3, weight_decay=0.1)
+LAYOUTS = {
+    world_size: [Layout(size, packing, world_size) for size in (1, 2, 4) for packing in (False, True)]
+    for world_size in (1, 2, 3)
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    losses: list[float]
+    gradient: NDArray[np.float32]  # of the first step, unclipped, all parameters in order
+    weights: NDArray[np.float32]  # after the last step
+
+
+def open_store(folder: Path) -> TokenStore:
+    return write_store(folder, draw_examples(NUM_EXAMPLES, seed=9, without_target=WITHOUT_TARGET))
+
+
+def flatten(tensors: Any) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = torch.cat([tensor.detach().flatten() for tensor in tensors]).numpy().copy()
+    return flat
+
+
+def follow(layout: Layout, store: TokenStore, rank: int = 0, model: nn.Module | None = None) -> Trace:
+    """Train an untrained model from its beginning; every layout starts with the same weights."""
+    model = model or build_model(tie_word_embeddings=True)
+    trainer = build_trainer(model, OPTIM, rank=rank, world_size=layout.world_size)
+    gradients: list[NDArray[np.float32]] = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(flatten(p.grad for p in model.parameters())) if not gradients else None
+    )
+    run = plan_run(store, layout, TOTAL_STEPS, GLOBAL_BATCH_SIZE)
+    results = run_steps(trainer, run, store, OPTIM)
+    clipped = min(1.0, trainer.max_grad_norm / results[0].outcome.grad_norm)
+    return Trace(
+        [result.outcome.loss for result in results], gradients[0] / clipped, flatten(model.parameters())
+    )
+
+
+def follow_all(rank: int, tokens: Path, out: Path) -> None:
+    """What one spawned process does: join each world of two or more that has a place for it, in turn.
+
+    The last layout of each world runs twice. Every rank writes `out/<layout>-<rank>.npz`.
+    """
+    torch.set_num_threads(1)
+    store = TokenStore(tokens, "train")
+    for world_size in (2, 3):
+        if rank >= world_size:
+            continue
+        dist.init_process_group(
+            "gloo", init_method=f"file://{out}/join-{world_size}", rank=rank, world_size=world_size
+        )
+        layouts = [(name_layout(layout), layout) for layout in LAYOUTS[world_size]]
+        layouts.append((name_layout(layouts[-1][1]) + "-again", layouts[-1][1]))
+        for name, layout in layouts:
+            trace = follow(layout, store, rank)
+            np.savez(out / f"{name}-{rank}.npz", losses=trace.losses, gradient=trace.gradient, weights=trace.weights)
+        dist.destroy_process_group()
+
+
+def name_layout(layout: Layout) -> str:
+    packed = "packed" if layout.packing else "padded"
+    return f"{layout.world_size}x{layout.micro_batch_size}-{packed}"
+
+
+def load_trace(out: Path, name: str, rank: int) -> Trace:
+    with np.load(out / f"{name}-{rank}.npz") as file:
+        return Trace(file["losses"].tolist(), file["gradient"], file["weights"])
+
+
