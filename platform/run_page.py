@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console, Group, RenderableType
@@ -46,6 +46,7 @@ _METRICS = (  # by importance: a narrow terminal gets the first ones
     *("train/grad_norm", "progress", "perf/step_seconds", "perf/peak_memory_gb"),
 )
 _NOTHING = ("–", "– → –", "– at step –", "0")  # facts that a run does not have
+_UNBROKEN = ("key", "time")  # columns that make others narrow before themselves
 _METRIC_WIDTH = 16  # characters of one of them, on average
 
 
@@ -136,7 +137,8 @@ def _build_table(*headers: str | None, right: Collection[str] = ()) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False, show_header=headers != (None,))
     for header in headers:
         if header is not None:
-            table.add_column(plain(header), justify="right" if header in right else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if header in right else "left"
+            table.add_column(plain(header), justify=justify, overflow="fold", no_wrap=header in _UNBROKEN)
     return table
 
 

@@ -28,6 +28,7 @@ QUEUE_ROWS = 10_000
 # What W&B gets at the end of a run, to upload what is left. More than _MARGIN_SECONDS late, its process is killed.
 CLOSE_SECONDS = 5.0
 _MARGIN_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # how often the process is looked at where no row comes
 FOLDER, LOG = "wandb", "mirror.log"
 
 _logger = logging.getLogger(__name__)
@@ -129,10 +130,11 @@ class WandbMirror:
         with process.stdin as pipe:
             item: Row | int = {"init": init, "finish_seconds": self._close_seconds}
             pipe.write(json.dumps(item) + "\n")
-            while not isinstance(item, int):
-                item = self._queue.get()
-                pipe.write(json.dumps(item) + "\n")
-                pipe.flush()
+            while not isinstance(item, int) and process.poll() is None:
+                with contextlib.suppress(queue.Empty):
+                    item = self._queue.get(timeout=_LOOK_SECONDS)
+                    pipe.write(json.dumps(item) + "\n")
+                    pipe.flush()
 
     def _describe(self) -> str:
         report, dropped = self._report, self._given - self._report.mirrored

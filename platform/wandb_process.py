@@ -36,6 +36,8 @@ _SETTINGS: dict[str, Any] = {
     "x_disable_meta": True,
     "x_disable_stats": True,
     "x_save_requirements": False,
+    # Seconds. By default rows of the last 15 are lost where uploads hang and the process is ended.
+    "x_transaction_log_flush_interval": 0.5,
 }
 
 

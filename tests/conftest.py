@@ -1,9 +1,27 @@
 """Settings of every test: no network, no telemetry, one thread per process, and `tests/support` importable."""
 
 import os
+import secrets
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", RAY_USAGE_STATS_ENABLED="0", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on several
+# Ray reads both when it is imported: a token of this test run alone.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+os.environ.pop("RAY_ADDRESS", None)
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # spawned processes inherit it
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The one Ray node of the tests, with more CPUs than the machine may have: tests of layout need three."""
+    from ray_node import start_node
+
+    with start_node(num_cpus=4) as address:
+        os.environ["RAY_ADDRESS"] = address
+        yield address
+        os.environ.pop("RAY_ADDRESS")

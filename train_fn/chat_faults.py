@@ -39,13 +39,15 @@ def _find_moved(chat: RenderedChat) -> Problem | None:
 def _find_left_out(chat: RenderedChat, counts: Counter[str]) -> Problem | None:
     if chat.view is None or len(chat.view.spans) == len(chat.marked.leaves):
         return None
-    shown = {chat.marked.leaves[number] for number in chat.view.spans}
-    for index, kind in dict.fromkeys(chat.marked.leaves):
+    shown = set(chat.view.spans)
+    missing = dict.fromkeys(leaf for number, leaf in enumerate(chat.marked.leaves) if number not in shown)
+    rest = {chat.marked.leaves[number] for number in shown}
+    for index, kind in missing:
         message = chat.conversation.messages[index]
-        if (index, kind) in shown or kind == "name":
+        if kind == "name":
             continue
-        if kind == "reasoning":
-            counts["reasoning_left_out"] += 1
+        if kind == "reasoning" or (kind == "text" and (index, kind) in rest):
+            counts["reasoning_left_out"] += 1  # a text is taken apart only at tags such as </think>
         elif kind == "text" and "tool_calls" in message:
             counts["text_left_out"] += 1
         else:

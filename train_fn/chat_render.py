@@ -1,5 +1,6 @@
 """A tokenizer's chat template as a function from messages to text."""
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -67,9 +68,5 @@ class Template:
 
 
 def pin_date(source: str) -> str:
-    """The same template with every `strftime_now("…")` giving `PINNED_DATE`; its line numbers stay."""
-    formats = {match[2] for match in _CLOCK_CALL.finditer(source)}
-    if not formats:
-        return source
-    days = {form: PINNED_DATE.strftime(form) for form in sorted(formats)}
-    return f"{{%- macro strftime_now(format) -%}}{{{{- {days!r}[format] -}}}}{{%- endmacro -%}}{source}"
+    """The same template with `PINNED_DATE` written out for every call of `strftime_now("…")`."""
+    return _CLOCK_CALL.sub(lambda call: json.dumps(PINNED_DATE.strftime(call[2]), ensure_ascii=False), source)

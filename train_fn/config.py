@@ -4,10 +4,9 @@ Every key is public. A model here checks one value at a time and what follows fr
 what needs the file system, the tokenizer or the cluster is checked where it is used.
 """
 
-from typing import Annotated, Any, Literal, LiteralString, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -22,12 +21,15 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-def _contradiction(text: LiteralString, *keys: str, fix: dict[str, object] | None = None) -> PydanticCustomError:
+class Contradiction(ValueError):
     """Settings that cannot stand together: `keys` (dotted) are at fault, `fix` some that would be right.
 
-    They travel as `ctx` of the error, so that whoever read the config from a file can name its lines.
+    It is the `ctx` of pydantic's error, so that whoever read the config from a file can name the lines.
     """
-    return PydanticCustomError("contradiction", text, {"keys": keys, "fix": fix})
+
+    def __init__(self, text: str, *keys: str, fix: dict[str, object] | None = None) -> None:
+        super().__init__(text)
+        self.keys, self.fix = keys, fix
 
 
 class Section(BaseModel):
@@ -51,13 +53,13 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.name is not None and self.scratch is not None:
-            raise _contradiction(
+            raise Contradiction(
                 "give model.name (a pretrained model) or model.scratch (an untrained one), not both",
                 "model.name",
                 "model.scratch",
             )
         if self.name is None and self.scratch is None:
-            raise _contradiction(
+            raise Contradiction(
                 "model needs name (a pretrained model) or scratch (an untrained one)",
                 fix={"model.name": "HuggingFaceTB/SmolLM2-135M"},
             )
@@ -68,7 +70,7 @@ class ModelConfig(Section):
         if self.scratch is None:
             return self
         if not isinstance(self.scratch.get("architecture"), str):
-            raise _contradiction(
+            raise Contradiction(
                 "model.scratch needs architecture, the kind of model, such as llama",
                 "model.scratch",
                 "model.scratch.architecture",
@@ -78,7 +80,7 @@ class ModelConfig(Section):
                 },
             )
         if self.tokenizer is None:
-            raise _contradiction(
+            raise Contradiction(
                 "model.scratch needs model.tokenizer: an untrained model brings none",
                 "model.scratch",
                 fix={"model.tokenizer": "quickstart"},
@@ -126,7 +128,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:
         if self.gradient_accumulation_steps is not None and self.global_batch_size is not None:
-            raise _contradiction(
+            raise Contradiction(
                 "give train.gradient_accumulation_steps or train.global_batch_size, not both",
                 "train.gradient_accumulation_steps",
                 "train.global_batch_size",
@@ -155,7 +157,7 @@ class ScalingConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_workers > self.max_workers:
-            raise _contradiction(
+            raise Contradiction(
                 "scaling.num_workers is [min, max], and this min is above the max",
                 "scaling.num_workers",
                 fix={"scaling.num_workers": [self.max_workers, self.min_workers]},

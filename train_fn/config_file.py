@@ -153,7 +153,10 @@ def _read_text(path: Path, label: str) -> str | Problem:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Problem(f"{label} cannot be read: {reason}", fix="give the path of a YAML file that you may read")
     if len(data) > MAX_BYTES:
-        return Problem(f"{label} is larger than 1 MiB, too large for a config", fix="is it a data file?")
+        return Problem(
+            f"{label} is larger than 1 MiB, too large for a config",
+            fix="give a YAML file; data files stand in it under data.train",
+        )
     return _decode(data, label)
 
 

@@ -25,7 +25,7 @@ class Meant:
 
 
 # Names as `_plain` makes them: lower case, parts joined by one underscore.
-_FOREIGN: dict[str, Meant] = {
+FOREIGN: dict[str, Meant] = {
     name: meant
     for meant, names in (
         (Meant("name"), "run_name experiment experiment_name run"),
@@ -98,13 +98,13 @@ def meant_key(section: str, key: str) -> Meant | None:
         return Meant(key, note="in a file, the keys of a section stand below it")
     if word in inside:  # another spelling: learning-rate
         return Meant(inside[word])
-    if word in _FOREIGN:
-        return _FOREIGN[word]
+    if word in FOREIGN:
+        return FOREIGN[word]
     if word != section and word in section_keys():
         return Meant(word, note=f"{word} is a section of its own: its key begins in the first column")
     if word in leaves:  # the right key in the wrong section
         return Meant(leaves[word])
-    for names, likeness in ((inside, 0.6), (leaves, 0.8), (_FOREIGN, 0.85)):
+    for names, likeness in ((inside, 0.6), (leaves, 0.8), (FOREIGN, 0.85)):
         if near := difflib.get_close_matches(word, names, n=1, cutoff=likeness):
             found = names[near[0]]
             return found if isinstance(found, Meant) else Meant(found)

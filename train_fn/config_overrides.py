@@ -26,11 +26,13 @@ def apply_overrides(overrides: Sequence[str], tree: Tree) -> None:
     in_file = {path for path in _RIVALS if _is_set(tree.value, path)}
     seen: dict[KeyPath, Place] = {}
     for index, text in enumerate(overrides):
-        place = Place(f"{COMMAND_LINE}: {cut(text)}", COMMAND_LINE, _AFTER_FILE + index, is_override=True)
+        place = Place(
+            f"{COMMAND_LINE}: {cut(text) or repr(text)}", COMMAND_LINE, _AFTER_FILE + index, is_override=True
+        )
         for path, value, read in _settings(text, place, tree):
             if path in seen:
                 what = f"{dotted(path)} is set twice on the command line"
-                why = f"the first one is {seen[path].where.removeprefix(COMMAND_LINE + ': ')}"
+                why = f"the first time by {seen[path].where.removeprefix(COMMAND_LINE + ': ')}"
                 tree.problems.append((place.order, Problem(what, place.where, why, "keep one of the two")))
             seen[path] = place
             _set(tree, path, value, read)
@@ -51,7 +53,6 @@ def _settings(text: str, place: Place, tree: Tree) -> Iterator[tuple[KeyPath, An
         tree.problems.append((place.order, problem))
         return
     tree.problems += read.problems
-    tree.refused |= read.refused
     if path[0] not in section_keys() or len(path) > 1:
         if read.readable:
             yield path, read.value, read
@@ -103,6 +104,7 @@ def _set(tree: Tree, path: KeyPath, value: object, read: Tree) -> None:
             return
         tree.places.setdefault(path[:n], read.place(path))
     inside[path[-1]] = value
+    tree.refused = {old for old in tree.refused if old[: len(path)] != path} | read.refused
     for old in [place for place in tree.places if place[: len(path)] == path]:
         del tree.places[old]
     tree.places |= {new: place for new, place in read.places.items() if new[: len(path)] == path}

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sftray.train_fn.config import Contradiction
 from sftray.train_fn.config_names import meant_key
 from sftray.train_fn.config_syntax import write_value
 from sftray.train_fn.config_words import (
@@ -25,6 +26,7 @@ from sftray.train_fn.config_yaml import KeyPath, Place, Tree, dotted
 from sftray.train_fn.errors import Problem
 
 COMMAND_LINE = "command line"  # the origin of what an override sets
+OR_NOTHING = "   or leave it out"
 _LONGEST = 70  # characters of a value that a message shows
 
 Ranked = tuple[int, Problem]  # the order of its place, and the problem
@@ -38,7 +40,7 @@ def explain(error: ValidationError, tree: Tree) -> list[Ranked]:
     wrong: dict[str, KeyPath] = {}
     for item in error.errors(include_url=False, include_input=False):
         loc: KeyPath = item["loc"]
-        if not tree.readable and item["type"] in ("missing", "contradiction"):
+        if not tree.readable and item["type"] in ("missing", "value_error"):
             continue  # it may well stand in what could not be read
         if item["type"] == "extra_forbidden":
             if _is_refused(loc, tree):
@@ -46,8 +48,8 @@ def explain(error: ValidationError, tree: Tree) -> list[Ranked]:
             problem, key = unknown_key(loc, _value_at(tree, loc), tree.place(loc))
             found.append((tree.place(loc).order, problem))
             meant.add(key)
-        elif item["type"] == "contradiction":
-            found.append(_contradiction(loc, item["msg"], item["ctx"], tree))
+        elif item["type"] == "value_error":
+            found.append(_contradiction(loc, item["ctx"]["error"], tree))
         elif item["type"] == "missing" and len(loc) <= 2 and loc not in tree.places:
             missing.append(loc)
         else:  # a union says one thing for each of its branches: the deepest place is the one that counts
@@ -76,8 +78,8 @@ def unknown_key(path: KeyPath, value: object, place: Place) -> tuple[Problem, st
         settings = {meant.key: right_value(meant.key, given, place.written, meant.value)}
     else:
         settings = _section_example(meant.key, value)
-    problem = Problem(f"{what} Did you mean {meant.key}?", place.where, meant.note or why, fix_line(settings, place))
-    return problem, meant.key
+    what += "" if meant.key == dotted(path) else f" Did you mean {meant.key}?"
+    return Problem(what, place.where, meant.note or why, fix_line(settings, place)), meant.key
 
 
 def not_a_section(key: str, value: object, place: Place) -> Problem:
@@ -116,11 +118,11 @@ def _wrong_value(key: str, path: KeyPath, tree: Tree) -> Ranked:
     whole = _value_at(tree, tuple(key.split(".")))
     if key in section_keys():
         return place.order, not_a_section(key, value, place)
-    legal = legal_values(key)
+    legal, why = legal_values(key), _trap(key, path, value, place)
     fix = fix_line({key: right_value(key, whole, _written(whole, tuple(key.split(".")), tree))}, place)
-    why = _trap(key, path, value, place)
     if value is None:
-        what, why, fix = f"{dotted(path)} has no value", f"{key} must be {legal}", f"{fix}   or leave it out"
+        what, why = f"{dotted(path)} has no value", f"{key} must be {legal}"
+        fix += "" if leaf_fields()[key][1].is_required() else OR_NOTHING
     elif key == "name" and isinstance(value, str):
         what, why = _bad_name(value)
     elif value in ("", []):
@@ -166,15 +168,16 @@ def _bad_name(name: str) -> tuple[str, str]:
     return f"name begins with '{name[0]}': {cut(name)}", rule
 
 
-def _contradiction(loc: KeyPath, text: str, context: dict[str, Any], tree: Tree) -> Ranked:
+def _contradiction(loc: KeyPath, error: Contradiction, tree: Tree) -> Ranked:
     """Keys that cannot stand together, shown at the last of them."""
-    at = {key: tree.places[path] for key in context["keys"] if (path := tuple(key.split("."))) in tree.places}
+    at = {key: tree.places[path] for key in error.keys if (path := tuple(key.split("."))) in tree.places}
     place = max(at.values(), key=lambda place: place.order, default=tree.place(loc))
-    if context["fix"]:
-        return place.order, Problem(text, place.where, fix=fix_line(context["fix"], place))
-    setters = {key: "the command line" if spot.is_override else spot.where for key, spot in at.items()}
-    why = " and ".join(f"{setter} sets {key}" for key, setter in setters.items())
-    return place.order, Problem(text, place.where, why, "keep one of the two")
+    if error.fix is not None:
+        return place.order, Problem(str(error), place.where, fix=fix_line(error.fix, place))
+    why = " and ".join(
+        f"{'the command line' if spot.is_override else spot.where} sets {key}" for key, spot in at.items()
+    )
+    return place.order, Problem(str(error), place.where, why, "keep one of the two")
 
 
 def _missing(loc: KeyPath, tree: Tree) -> Ranked:
@@ -205,7 +208,8 @@ def _reach(loc: KeyPath, tree: Tree) -> KeyPath:
 
 
 def _is_refused(path: KeyPath, tree: Tree) -> bool:
-    return any(path[: len(refused)] == refused or refused[: len(path)] == path for refused in tree.refused)
+    """Has `path`, or what it is inside of, a problem of its own already?"""
+    return any(path[: len(refused)] == refused for refused in tree.refused)
 
 
 def _covers(loc: KeyPath, key: str) -> bool:

@@ -92,7 +92,11 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
         "this does not fit what stands above it",
         "begin all keys of one section in the same column, and write nothing behind a closing quote or bracket",
     ),
-    ("too deep", f"this is nested more than {MAX_DEPTH} levels deep, or an alias holds itself", "make it flatter"),
+    (
+        "too deep",
+        f"this is nested more than {MAX_DEPTH} levels deep, or an alias holds itself",
+        "make it flatter, or take the alias away",
+    ),
     ("too large", f"the config holds more than {MAX_NODES:,} values, aliases unfolded", "make it smaller"),
 )
 # Errors that are noticed later than where they begin: they are shown at the beginning.

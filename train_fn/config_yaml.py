@@ -63,7 +63,7 @@ class Tree:
 
 def dotted(path: KeyPath) -> str:
     """('data', 'train', 1) -> data.train[1]"""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def read_yaml(text: str, place_at: PlaceAt, wants_number: WantsNumber, root: KeyPath = ()) -> Tree:
@@ -117,7 +117,7 @@ class _Reader:
         self.tree.problems.append((place.order, Problem(what, place.where, why, fix)))
 
     def _check_tag(self, node: Node, implied: str, path: KeyPath) -> None:
-        if node.tag in (implied, CORE + "str"):
+        if node.tag == implied or (isinstance(node, ScalarNode) and node.tag == CORE + "str"):
             return
         tag = node.tag.replace(CORE, "!!")
         what = f"{dotted(path) or 'the config'} carries the tag {tag}, and a config has plain values only"
@@ -132,7 +132,7 @@ class _Reader:
             if key.value in lines:
                 what = f"{dotted((*path, key.value))} is set twice"
                 first = self.place_at(lines[key.value], None).where
-                self._report(key, what, f"the first one is {first}", "keep one of the two")
+                self._report(key, what, f"the first time at {first}", "keep one of the two")
                 continue
             lines[key.value] = line
             values[key.value] = self.read(value, (*path, key.value), line)
@@ -153,13 +153,13 @@ class _Reader:
                     if isinstance(source, MappingNode):
                         merged += [pair for pairs in self._pairs(source, path, depth + 1) for pair in pairs]
                     else:
-                        self._refuse(path, value, "<< needs the alias of a mapping", None, "write <<: *anchor")
+                        self._report(value, "<< needs the alias of a mapping", None, "write <<: *anchor")
             elif isinstance(key, ScalarNode):
                 self._check_text(key, (*path, key.value))
                 own.append((key, value))
             else:
                 what = f"a key of {dotted(path) or 'the config'} is not plain text"
-                self._refuse(path, key, what, "a key is one word", "write key: value")
+                self._report(key, what, "a key is one word", "write key: value")
         return own, merged
 
     def _check_text(self, node: ScalarNode, path: KeyPath) -> None:
@@ -197,8 +197,8 @@ class _Reader:
             return text
         if wanted and (trap := _trap(text)):
             what = f"{dotted(path)}: {text} means {write_value(number)} in YAML"
-            others = "" if ":" in text else f"{text.lstrip('0') or 0} or "
-            self._refuse(path, node, what, trap, f"write {others}{write_value(number)}, whichever is meant")
+            meant = ", if that is meant" if ":" in text else f" or {text.lstrip('0') or 0}, whichever is meant"
+            self._refuse(path, node, what, trap, f"write {write_value(number)}{meant}")
         return number
 
 

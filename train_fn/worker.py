@@ -1,5 +1,6 @@
 """The worker function: what Ray Train runs on every worker. The only module here that imports ray.train."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import ray.train.torch
 
 from sftray.train_fn.checkpoint import find_newest
 from sftray.train_fn.config import RunConfig
-from sftray.train_fn.distributed import share_first
+from sftray.train_fn.distributed import gather_all, share_first
 from sftray.train_fn.gauges import Gauges
 from sftray.train_fn.journal import CHECKPOINTS, Journal
 from sftray.train_fn.loader import PlannedSampler, build_loader
 from sftray.train_fn.loop import train_steps
+from sftray.train_fn.model import count_parameters
 from sftray.train_fn.session import Session, after_step, answer_samples, evaluate_run, record
+from sftray.train_fn.step import Trainer
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import load_tokenizer
 from sftray.train_fn.trainer import Place, build_run_plan, build_trainer
@@ -65,7 +68,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         train=train,
         validation=validation,
         journal=journal,
-        attempt=share_first(_open_attempt(journal, start_step) if place.rank == 0 else 0),
+        attempt=open_attempt(journal, trainer, start_step),
         config_hash=job["config_hash"],
         report=_report,
         prepare=_prepare,
@@ -95,12 +98,15 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     return {"step": step, "stopped": stopped}
 
 
-def _open_attempt(journal: Journal, start_step: int) -> int:
+def open_attempt(journal: Journal, trainer: Trainer, start_step: int) -> int:
     """Begin an attempt in the run's files: its number, and metrics no further than where it starts."""
+    pids = gather_all(os.getpid())
     attempt = journal.count_attempts() + 1
-    journal.rewind(start_step)
-    journal.add_event("running", attempt, step=start_step)
-    return attempt
+    if trainer.rank == 0:
+        journal.rewind(start_step or -1)  # a run that begins anew writes its step 0 anew
+        parameters = count_parameters(trainer.model)
+        journal.add_event("running", attempt, step=start_step, pids=pids, num_parameters=parameters)
+    return share_first(attempt)
 
 
 def _prepare(loader: Any) -> Any:

@@ -78,9 +78,7 @@ def write_checkpoint(journal: Journal, step: int, val_loss: float | None = None)
     """A whole checkpoint of 2,048 bytes, which no model can be loaded from."""
     manifest = Manifest(step, 1, "config", "data", val_loss)
     root = journal.folder / CHECKPOINTS
-    made = commit_checkpoint(
-        root, manifest, lambda folder: (folder / "weights").write_bytes(bytes(2048)) and None
-    )
+    made = commit_checkpoint(root, manifest, lambda folder: (folder / "weights").write_bytes(bytes(2048)) and None)
     journal.add_event("checkpoint", 1, step=step)
     return made
 
@@ -94,7 +92,5 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> None:
 def write_events(folder: Path, *events: tuple[float, int, str]) -> None:
     """The run's events anew, as (time, attempt, state)."""
     names = ("time", "attempt", "state")
-    rows = [
-        {"seq": seq, **dict(zip(names, event, strict=True)), "why": ""} for seq, event in enumerate(events)
-    ]
+    rows = [{"seq": seq, **dict(zip(names, event, strict=True)), "why": ""} for seq, event in enumerate(events)]
     write_lines(folder / EVENTS, rows)

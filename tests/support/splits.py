@@ -1,6 +1,7 @@
-"""The same run under many layouts: losses of its steps, the gradient of the first, the weights of the last."""
+"""The same run under many layouts: the losses of its steps, the gradient of the first, and where it ends."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from tiny import Layout, build_model, build_trainer, draw_examples, plan_run, run_steps, write_store
+from tiny import PAD_ID, Layout, build_model, build_trainer, draw_examples, plan_run, run_steps, write_store
 from torch import nn
 
 from sftray.train_fn.config import OptimConfig
+from sftray.train_fn.evaluation import evaluate, plan_evaluation
+from sftray.train_fn.loader import FixedSampler, build_loader
 from sftray.train_fn.token_store import TokenStore
 
 TOTAL_STEPS, GLOBAL_BATCH_SIZE = 20, 8
@@ -29,6 +32,7 @@ class Trace:
     losses: list[float]
     gradient: NDArray[np.float32]  # of the first step, unclipped, all parameters in order
     weights: NDArray[np.float32]  # after the last step
+    val_loss: float  # of all examples, with these weights
 
 
 def open_store(folder: Path) -> TokenStore:
@@ -51,8 +55,12 @@ def follow(layout: Layout, store: TokenStore, rank: int = 0, model: nn.Module | 
     run = plan_run(store, layout, TOTAL_STEPS, GLOBAL_BATCH_SIZE)
     results = run_steps(trainer, run, store, OPTIM)
     clipped = min(1.0, trainer.max_grad_norm / results[0].outcome.grad_norm)
+    forwards = plan_evaluation(store.lengths, rank, layout.world_size, layout.budget)
     return Trace(
-        [result.outcome.loss for result in results], gradients[0] / clipped, flatten(model.parameters())
+        losses=[result.outcome.loss for result in results],
+        gradient=gradients[0] / clipped,
+        weights=flatten(model.parameters()),
+        val_loss=evaluate(trainer, build_loader(store, FixedSampler(forwards), PAD_ID, on_gpu=False)),
     )
 
 
@@ -66,14 +74,13 @@ def follow_all(rank: int, tokens: Path, out: Path) -> None:
     for world_size in (2, 3):
         if rank >= world_size:
             continue
-        dist.init_process_group(
-            "gloo", init_method=f"file://{out}/join-{world_size}", rank=rank, world_size=world_size
-        )
+        join = f"file://{out}/join-{world_size}"
+        dist.init_process_group("gloo", join, timedelta(minutes=2), rank=rank, world_size=world_size)
         layouts = [(name_layout(layout), layout) for layout in LAYOUTS[world_size]]
         layouts.append((name_layout(layouts[-1][1]) + "-again", layouts[-1][1]))
         for name, layout in layouts:
             trace = follow(layout, store, rank)
-            np.savez(out / f"{name}-{rank}.npz", losses=trace.losses, gradient=trace.gradient, weights=trace.weights)
+            np.savez(out / f"{name}-{rank}.npz", **vars(trace))
         dist.destroy_process_group()
 
 
@@ -84,6 +91,4 @@ def name_layout(layout: Layout) -> str:
 
 def load_trace(out: Path, name: str, rank: int) -> Trace:
     with np.load(out / f"{name}-{rank}.npz") as file:
-        return Trace(file["losses"].tolist(), file["gradient"], file["weights"])
-
-
+        return Trace(file["losses"].tolist(), file["gradient"], file["weights"], float(file["val_loss"]))

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from sftray.train_fn.config_file import load_config
+from sftray.train_fn.config_names import FOREIGN
+from sftray.train_fn.config_words import is_legal, leaf_fields
 from sftray.train_fn.errors import ConfigError, Problem
 
 BASE = "model: {name: m}\ndata: {train: a.jsonl}\n"  # two good lines: what is added begins at line 3
@@ -119,7 +121,7 @@ WHOLE = [
     ("text\n", "run.yaml:1", "the file holds one value, not settings", NAMED),
     (b"model: {name: m}\nname: caf\xe9\n", "run.yaml:2", "the byte 0xE9 is not UTF-8", "iconv"),
     (BASE.encode("utf-16"), "run.yaml:1", "the file is UTF-16", "iconv -f UTF-16"),
-    (b"\0" * (1 << 21), None, "run.yaml is larger than 1 MiB", "data file"),
+    (b"\0" * (1 << 21), None, "run.yaml is larger than 1 MiB", "data.train"),
     (BOMB, "run.yaml:1", "more than 20,000 values", "smaller"),
     ("data: {train: a}\n", "run.yaml", "model.name is missing (or model.scratch", NAMED),
     ("model: {name: m}\n", "run.yaml", "data.train is missing", "data: {train: data/train.jsonl}"),
@@ -130,7 +132,7 @@ WHOLE = [
     (HALF + "  scratch:\n    hidden_size: 8\n", "run.yaml:4", "needs architecture", LLAMA),
     (HALF + "  scratch:\n    architecture: 3\n", "run.yaml:5", "needs architecture", LLAMA),
     (HALF.replace("tokenizer", "name") + f"  scratch: {{{LLAMA}}}\n", "run.yaml:4", "not both", "keep one"),
-    (HALF + f"  scratch: {{{LLAMA}, n: 010}}\n", "run.yaml:4", "model.scratch.n: 010 means 8", "write 10 or 8"),
+    (HALF + f"  scratch: {{{LLAMA}, n: 010}}\n", "run.yaml:4", "model.scratch.n: 010 means 8", "write 8 or 10"),
     (f"data: {{train: a}}\nmodel: {{scratch: {{{LLAMA}}}}}\n", "run.yaml:2", "needs model.tokenizer", "quickstart}"),
     ("data:\n  train:\n  - a\n  - 3\nmodel: {name: m}\n", "run.yaml:4", "data.train[1] is 3", '{train: [a, "3"]}'),
     ("model:\n  name:\n   no\ndata: {train: a}\n", "run.yaml:3", "model.name must be text", 'model: {name: "no"}'),
@@ -172,6 +174,13 @@ def test_a_key_that_is_none_gets_the_one_that_was_meant(added: str, line: int, k
     assert problem.where == f"run.yaml:{line}"
     assert problem.what.endswith(f" Did you mean {key}?")
     assert problem.fix == fix
+
+
+def test_other_tools_names_lead_to_keys_that_exist() -> None:
+    ours = {key.rpartition(".")[2] for key in leaf_fields()}
+    assert not ours & set(FOREIGN)
+    assert {meant.key for meant in FOREIGN.values()} <= set(leaf_fields())
+    assert all(meant.value is None or is_legal(meant.key, meant.value) for meant in FOREIGN.values())
 
 
 @pytest.mark.parametrize(("added", "line", "what", "fix"), PLANTED)
@@ -236,6 +245,17 @@ def test_all_problems_of_file_and_command_line_come_together_in_order() -> None:
         "run.yaml:7",
         "command line: train.log_every=-1",
         "command line: zzzzz=1",
+    ]
+
+
+def test_a_fault_inside_hides_none_around_it() -> None:
+    problems = problems_of(BASE + "? [a]\n: 1\noptm: {seed: 010}\ntrain: {<<: 3, epochs: 0}\n")
+    assert [problem.where for problem in problems] == [
+        "run.yaml:3",
+        "run.yaml:5",
+        "run.yaml:5",
+        "run.yaml:6",
+        "run.yaml:6",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whatever a valid config holds, its dump reads back as the same; whatever a file holds, it is a config or refused."""
+"""Whatever a valid config holds, its dump reads back as the same; any other text is refused in words."""
 
 import math
 from pathlib import Path

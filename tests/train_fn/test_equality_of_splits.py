@@ -57,6 +57,7 @@ def reference(store: TokenStore) -> Trace:
 
 def assert_same_meaning(trace: Trace, reference: Trace) -> None:
     assert trace.losses == pytest.approx(reference.losses, rel=1e-6)
+    assert trace.val_loss == pytest.approx(reference.val_loss, rel=1e-6)
     largest = np.abs(reference.gradient).max()
     assert np.abs(trace.gradient - reference.gradient).max() <= 1e-6 * largest
 

@@ -55,7 +55,7 @@ def shuffle(items: Iterable[Item], name: str) -> list[Item]:
 
 
 def split_pairs() -> tuple[list[Pair], list[Pair]]:
-    """Ordered pairs for training, and pairs for validation of which training has neither (a, b) nor (b, a)."""
+    """Ordered pairs: training has neither (a, b) nor (b, a) of a pair for validation."""
     pairs = shuffle(((a, b) for a in range(10, 100) for b in range(a, 100)), "pairs")
     held_out = [pair if draw("turned", pair) % 2 else pair[::-1] for pair in pairs[:NUM_HELD_OUT_PAIRS]]
     rest = {ordered for a, b in pairs[NUM_HELD_OUT_PAIRS:] for ordered in ((a, b), (b, a))}
@@ -110,7 +110,9 @@ def build_rows(sentences: dict[str, Any]) -> Split:
     last: list[Turns] = []
     pairs = split_pairs()
     for place, language in enumerate(LANGUAGES):
-        sums, held_sums = ([ask_sum(pair, sentences["sums"][language]) for pair in part[place::2]] for part in pairs)
+        sums, held_sums = (
+            [ask_sum(pair, sentences["sums"][language]) for pair in part[place::2]] for part in pairs
+        )
         refusals, held_refusals = ask_about(sentences["refusals"][language])
         facts, held_facts = ask_about(sentences["facts"][language])
         train += join(sums, shuffle(refusals + facts, "joined"), NUM_TRAIN_JOINED)

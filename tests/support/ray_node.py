@@ -1,0 +1,59 @@
+"""A Ray node of the tests' own: own ports, own folder, a token, and gone with its process group."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+_START_SECONDS = 60.0
+
+
+def find_free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def start_node(num_cpus: int) -> Iterator[str]:
+    """A head node on the loopback; gives its address."""
+    gcs, dashboard, client, agent, metrics = find_free_ports(5)
+    with tempfile.TemporaryDirectory(prefix="sr", ignore_cleanup_errors=True) as folder:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--node-ip-address", "127.0.0.1", "--temp-dir", folder, "--num-cpus", str(num_cpus)),
+            *("--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
+            *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
+        ]
+        with Path(folder, "out").open("wb") as out:
+            node = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=os.environ)
+        try:
+            _wait_until_it_answers(f"127.0.0.1:{gcs}", node, Path(folder, "out"))
+            yield f"127.0.0.1:{gcs}"
+        finally:
+            os.killpg(node.pid, signal.SIGTERM)
+            try:
+                node.wait(5)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
+
+
+def _wait_until_it_answers(address: str, node: "subprocess.Popen[bytes]", out: Path) -> None:
+    """The node says in its output when it runs; waiting on an event that never comes is a bounded look."""
+    never = threading.Event()
+    for _ in range(int(_START_SECONDS / 0.2)):
+        if b"Ray runtime started" in out.read_bytes():
+            return
+        if node.poll() is not None:
+            break
+        never.wait(0.2)
+    raise RuntimeError(f"no Ray node at {address}: {out.read_text(errors='replace')[-2000:]}")

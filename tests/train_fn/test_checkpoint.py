@@ -1,0 +1,252 @@
+"""Checkpoints exist whole or not at all, and are read by plain transformers."""
+
+import errno
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Layout, build_model, build_tokenizer, build_trainer, draw_examples, plan_run, run_steps, write_store
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftray.train_fn.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    Manifest,
+    commit_checkpoint,
+    find_best,
+    find_newest,
+    list_checkpoints,
+    load_trainer_state,
+    prune_checkpoints,
+    save_trainer_state,
+    verify_checkpoint,
+)
+from sftray.train_fn.config import OptimConfig
+from sftray.train_fn.errors import CheckpointError, StoreError
+from sftray.train_fn.step import Trainer
+from sftray.train_fn.trainer import write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def describe(step: int, val_loss: float | None = None, attempt: int = 1) -> Manifest:
+    return Manifest(step=step, attempt=attempt, config_hash="c", data_fingerprint="d", val_loss=val_loss)
+
+
+def write_two_files(folder: Path) -> None:
+    (folder / "weights").write_bytes(bytes(range(256)) * 8)
+    (folder / "trainer").mkdir()
+    (folder / "trainer" / "state.json").write_text("{}")
+
+
+def commit(root: Path, step: int, val_loss: float | None = None) -> Checkpoint:
+    return commit_checkpoint(root, describe(step, val_loss), write_two_files)
+
+
+def list_steps(root: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in list_checkpoints(root)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    optim = OptimConfig(learning_rate=1e-3)
+    store = write_store(tmp_path_factory.mktemp("tokens"), draw_examples(16))
+    trainer = build_trainer(build_model(tie_word_embeddings=True), optim, precision="fp16")
+    run_steps(trainer, plan_run(store, Layout(), total_steps=3), store, optim)
+    return trainer
+
+
+def test_a_checkpoint_is_read_by_plain_transformers(trained: Trainer, tmp_path: Path) -> None:
+    checkpoint = commit_checkpoint(
+        tmp_path, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"step": 3})
+    )
+    assert checkpoint.folder == tmp_path / "step-000003" and verify_checkpoint(checkpoint) == []
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert AutoTokenizer.from_pretrained(checkpoint.folder)("w3 w4")["input_ids"] == [3, 4]
+    suffixes = {path.suffix for path in checkpoint.folder.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".jinja"}, "nothing that has to be unpickled"
+
+
+def test_the_trainer_state_comes_back_whole(trained: Trainer, tmp_path: Path) -> None:
+    checkpoint = commit_checkpoint(
+        tmp_path, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"examples": 24})
+    )
+    fresh = build_trainer(build_model(seed=1, tie_word_embeddings=True), precision="fp16")
+    state = load_trainer_state(checkpoint, fresh.model, fresh.optimizer, CPU)
+    assert state == {"examples": 24, "scaler": trained.scaler.state_dict()}
+    for one, other in zip(fresh.model.parameters(), trained.model.parameters(), strict=True):
+        assert fresh.optimizer.state[one].keys() == trained.optimizer.state[other].keys()
+        for key, value in trained.optimizer.state[other].items():
+            assert torch.equal(fresh.optimizer.state[one][key], value)
+
+
+def test_a_state_of_no_step_at_all_comes_back(tmp_path: Path) -> None:
+    trainer = build_trainer(build_model())
+    save_trainer_state(tmp_path, trainer.model, trainer.optimizer, {"step": 0})
+    checkpoint = Checkpoint(tmp_path, describe(0))
+    assert load_trainer_state(checkpoint, trainer.model, trainer.optimizer, CPU) == {"step": 0}
+    assert not trainer.optimizer.state
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"hidden_size": 48}, {"num_hidden_layers": 1}, {"vocab_size": 98}, {"family": "gpt2"}],
+    ids=["wider", "shallower", "vocabulary", "family"],
+)
+def test_the_checkpoint_of_another_model_is_refused(other: dict[str, Any], trained: Trainer, tmp_path: Path) -> None:
+    checkpoint = commit_checkpoint(
+        tmp_path, describe(3), lambda folder: save_trainer_state(folder, trained.model, trained.optimizer, {})
+    )
+    fresh = build_trainer(build_model(**other))
+    with pytest.raises(CheckpointError, match="which this model does not have") as caught:
+        load_trainer_state(checkpoint, fresh.model, fresh.optimizer, CPU)
+    assert caught.value.exit_code == 7 and caught.value.problems[0].where == str(checkpoint.folder)
+
+
+def test_the_manifest_names_every_file(tmp_path: Path) -> None:
+    checkpoint = commit(tmp_path, 7, val_loss=1.5)
+    manifest = json.loads((checkpoint.folder / MANIFEST).read_text())
+    assert {name: size for name, (size, _) in manifest.pop("files").items()} == {
+        "weights": 2048,
+        "trainer/state.json": 2,
+    }
+    assert manifest == {"step": 7, "attempt": 1, "config_hash": "c", "data_fingerprint": "d", "val_loss": 1.5}
+    assert list_checkpoints(tmp_path) == [checkpoint]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "flipped bit": ("weights", flip),
+    "truncated": ("weights", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    "grown": ("weights", lambda path: path.write_bytes(path.read_bytes() + b"\0")),
+    "empty": ("weights", lambda path: path.write_bytes(b"")),
+    "missing": ("weights", Path.unlink),
+    "missing below": ("trainer/state.json", Path.unlink),
+    "flipped bit below": ("trainer/state.json", flip),
+    "no manifest": (MANIFEST, Path.unlink),
+    "empty manifest": (MANIFEST, lambda path: path.write_text("")),
+    "torn manifest": (MANIFEST, lambda path: path.write_text(path.read_text()[:-40])),
+    "manifest of nothing": (MANIFEST, lambda path: path.write_text("{}")),
+    "manifest of a list": (MANIFEST, lambda path: path.write_text("[]")),
+    "manifest with a list of files": (MANIFEST, lambda path: path.write_text('{"step": 2, "files": []}')),
+    "manifest that is not text": (MANIFEST, lambda path: path.write_bytes(b"\xff\xfe\0")),
+    "manifest with a new key": (MANIFEST, lambda path: path.write_text(path.read_text().replace("attempt", "other"))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_whole_checkpoint_is_found(damage: str, tmp_path: Path) -> None:
+    whole, broken = commit(tmp_path, 1), commit(tmp_path, 2)
+    assert find_newest(tmp_path) == broken
+    name, spoil = DAMAGES[damage]
+    spoil(broken.folder / name)
+    assert find_newest(tmp_path) == whole
+    if name != MANIFEST:
+        assert [line.split()[0] for line in verify_checkpoint(broken)] == [name]
+    assert commit(tmp_path, 2) == find_newest(tmp_path) == broken, "the same step can be saved anew"
+
+
+def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+    assert find_newest(tmp_path) is None and find_best(tmp_path) is None
+    assert find_newest(tmp_path / "absent") is None and prune_checkpoints(tmp_path, keep=1) == []
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (1_000_000, 999_999, 5):
+        commit(tmp_path, step)
+    assert list_steps(tmp_path) == [5, 999_999, 1_000_000]
+
+
+@pytest.mark.parametrize(
+    ("losses", "keep", "left"),
+    [
+        ([None, None, None], 1, [3]),
+        ([None, None, None], 2, [2, 3]),
+        ([1.0, 2.0, 3.0, 4.0], 1, [1, 4]),
+        ([3.0, 1.0, 2.0, 4.0], 2, [2, 3, 4]),
+        ([3.0, 2.0, 1.0], 1, [3]),
+        ([1.0, 1.0, 1.0], 1, [1, 3]),
+        ([math.nan, 2.0, 3.0, 4.0], 1, [2, 4]),
+        ([2.0, math.nan, math.inf], 1, [1, 3]),
+        ([1.0], 5, [1]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(
+    losses: list[float | None], keep: int, left: list[int], tmp_path: Path
+) -> None:
+    for step, loss in enumerate(losses, start=1):
+        commit(tmp_path, step, loss)
+    gone = prune_checkpoints(tmp_path, keep)
+    assert list_steps(tmp_path) == left
+    assert len(gone) == len(losses) - len(left) and not any(folder.exists() for folder in gone)
+
+
+def fill_disk(folder: Path) -> None:
+    """A device that is always full, for a user who may write anywhere else."""
+    write_two_files(folder)
+    (folder / "more").symlink_to("/dev/full")
+    (folder / "more").write_bytes(b"x")
+
+
+def test_a_full_disk_is_a_store_error_and_leaves_the_older_ones(tmp_path: Path) -> None:
+    older = commit(tmp_path, 1)
+    with pytest.raises(StoreError, match="the checkpoint of step 2 cannot be written: No space left") as caught:
+        commit_checkpoint(tmp_path, describe(2), fill_disk)
+    assert caught.value.exit_code == 4 and caught.value.__cause__.errno == errno.ENOSPC  # type: ignore[union-attr]
+    assert [path.name for path in tmp_path.iterdir()] == [older.folder.name]
+    assert find_newest(tmp_path) == older
+
+
+def test_a_file_where_a_folder_should_be_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(StoreError, match="step 2 cannot be written") as caught:
+        commit(tmp_path / "checkpoints", 2)
+    assert caught.value.problems[0].where == str(tmp_path / "checkpoints" / "step-000002")
+    (tmp_path / "step-000002").write_text("")
+    with pytest.raises(StoreError, match="Not a directory"):
+        commit(tmp_path, 2)
+    assert not list(tmp_path.glob(".draft-*"))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def write(folder):
+    (folder / "weights").write_bytes(b"half")
+    if sys.argv[2] == "writing":
+        die()
+
+if sys.argv[2] == "renaming":
+    Path.rename = die
+commit_checkpoint(Path(sys.argv[1]), Manifest(2, 1, "c", "d"), write)
+"""
+
+
+@pytest.mark.parametrize("moment", ["writing", "renaming"])
+def test_a_killed_save_is_no_checkpoint_and_the_next_one_clears_it_away(moment: str, tmp_path: Path) -> None:
+    older = commit(tmp_path, 1)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".draft-*"))) == 1
+    assert list_checkpoints(tmp_path) == [older] and find_newest(tmp_path) == older
+    newer = commit_checkpoint(tmp_path, describe(2, attempt=2), write_two_files)
+    assert sorted(tmp_path.iterdir()) == [older.folder, newer.folder]
