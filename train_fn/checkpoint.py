@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -76,11 +77,11 @@ def commit_checkpoint(root: Path, manifest: Manifest, write: Callable[[Path], No
         shutil.rmtree(final, ignore_errors=True)  # a broken one, or the same step of an attempt that went back
         draft.rename(final)
         _flush_folder(root)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter: safetensors' word for a full disk
         shutil.rmtree(draft, ignore_errors=True)
         raise StoreError(
             Problem(
-                f"the checkpoint of step {manifest.step} cannot be written: {error.strerror or error}",
+                f"the checkpoint of step {manifest.step} cannot be written: {getattr(error, 'strerror', None) or error}",
                 where=str(final),
                 fix="free space or mend the permissions of store.path; the run resumes at its newest checkpoint",
             )

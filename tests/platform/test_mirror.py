@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from sftray.platform.mirror import Follower, Row
 from sftray.train_fn.journal import EVENTS, METRICS, Journal, read_lines
@@ -43,13 +43,6 @@ class Failing(Recorder):
         super().on_metrics(row)
         if len(self.calls) > 1:
             raise OSError("no route to host")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline, pause = time.monotonic() + seconds, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        pause.wait(0.01)
 
 
 def add_row(journal: Journal, step: int) -> None:

@@ -1,7 +1,5 @@
 """Where the two derivations disagree, or none can tell, a row is refused."""
 
-from typing import Any
-
 import pytest
 from toy_chat import (
     ASSISTANT,
@@ -15,7 +13,7 @@ from toy_chat import (
     say,
 )
 
-from sftray.train_fn.chat import ChatFormat, Encoded, build_chat_format
+from sftray.train_fn.chat import Encoded, build_chat_format
 
 
 @pytest.mark.parametrize("row", [1, LATE_ROW])
@@ -79,7 +77,7 @@ def test_two_readings_that_disagree_are_shown() -> None:
     )
 
 
-def test_text_that_a_template_rewrites_is_found_by_the_prompt(tokenizer: Any) -> None:
+def test_text_that_a_template_rewrites_is_found_by_the_prompt() -> None:
     shouting = build_byte_tokenizer(
         SIMPLE.replace("+ m.content", "+ m.content | replace('so', 'SO') | truncate(9, true, '…', 0)")
     )
@@ -121,7 +119,8 @@ def test_generation_blocks_may_hold_the_header_but_no_question() -> None:
     assert isinstance(result, Encoded)
 
 
-def test_checks_depend_on_the_row_alone(tokenizer: Any) -> None:
+def test_checks_depend_on_the_row_alone() -> None:
+    tokenizer = build_byte_tokenizer(SIMPLE)
     rows = [chat("a", "b", row=row) for row in (1, 16, 17, 99, 100, 101)]
     whole, parts = build_chat_format(tokenizer), build_chat_format(tokenizer)
     whole.encode(rows)
@@ -134,7 +133,7 @@ def test_checks_depend_on_the_row_alone(tokenizer: Any) -> None:
     )
 
 
-def test_a_long_row_is_checked_at_both_ends_only(chat_format: ChatFormat) -> None:
-    chat_format.take_counts()
+def test_a_long_row_is_checked_at_both_ends_only() -> None:
+    chat_format = build_chat_format(build_byte_tokenizer(SIMPLE))
     encode_one(chat_format, chat(*["a "] * 100))
     assert chat_format.take_counts()["turns_checked"] == 8

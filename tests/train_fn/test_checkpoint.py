@@ -211,6 +211,38 @@ def test_a_full_disk_is_a_store_error_and_leaves_the_older_ones(tmp_path: Path) 
     assert find_newest(tmp_path) == older
 
 
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from sftray.train_fn.checkpoint import Manifest, commit_checkpoint, save_trainer_state
+from sftray.train_fn.errors import StoreError
+
+model = torch.nn.Linear(100, 100)
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.ones(1, 100)).sum().backward()
+optimizer.step()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    commit_checkpoint(
+        Path(sys.argv[1]), Manifest(2, 1, "c", "d"), lambda folder: save_trainer_state(folder, model, optimizer, {})
+    )
+except StoreError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_tensors_that_do_not_fit_are_a_store_error(tmp_path: Path) -> None:
+    """The writer of tensors has errors of its own; here the process may write files of 10 kB at most."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], check=False, stderr=subprocess.PIPE, text=True
+    )
+    assert ended.returncode == 1 and "the checkpoint of step 2 cannot be written" in ended.stderr
+    assert "Traceback" not in ended.stderr and "File too large" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_where_a_folder_should_be_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(StoreError, match="step 2 cannot be written") as caught:
