@@ -17,7 +17,7 @@ _COLLECTIVE_TIMEOUT_S = 120
 _CONTROLLER_RETRIES = 3
 
 
-class StopOnUserError(UserCallback):
+class StopOnUserError(UserCallback):  # type: ignore[misc]  # Ray has no annotations here
     """Ends the run at once where a worker says what is wrong: trying again would only say it again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -90,7 +90,7 @@ def _explain(error: TrainingFailedError, max_failures: int) -> UserError | Train
     if (cause := find_user_error(error)) is not None:
         return cause
     if isinstance(error, WorkerGroupError):
-        for rank, failure in sorted(error.worker_failures.items()):
+        for _, failure in sorted(error.worker_failures.items()):
             if (cause := find_user_error(failure)) is not None:
                 return cause
             if not _is_lost(failure):

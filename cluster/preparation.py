@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftray.train_fn.prepare import ChunkTask, MapChunks, prepare_chunk
+from sftray.train_fn.prepare import MapChunks, map_on_cores
+from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt
 
 # Below this the driver's own cores are done before the tasks have been spread.
@@ -18,8 +19,6 @@ def choose_map(num_nodes: int) -> MapChunks | None:
 
 
 def spread_if_large(tasks: Sequence[ChunkTask]) -> Iterable[ChunkReceipt]:
-    from sftray.train_fn.prepare import map_on_cores
-
     files = {task.chunk.file for task in tasks}
     num_bytes = sum(Path(name).stat().st_size for name in files)
     if len(files) < 2 or num_bytes < _SPREAD_ABOVE_BYTES:

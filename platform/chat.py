@@ -61,18 +61,14 @@ class Speaker:
     def _encode(self, messages: list[dict[str, str]]) -> torch.Tensor:
         """Token ids [1, num_tokens], up to where the answer begins."""
         # As in training, and so not by apply_chat_template, which would write today's date where a template has one.
-        text = Template(self.tokenizer, self.tokenizer.get_chat_template()).render(
-            messages, None, prompt=True
-        )
+        text = Template(self.tokenizer, self.tokenizer.get_chat_template()).render(messages, None, prompt=True)
         encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         ids: torch.Tensor = encoded["input_ids"].to(self.model.device)
         return ids
 
     def _fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The messages without the oldest question and answer pairs that leave no room for a new answer."""
-        while (length := self._encode(messages).shape[1]) + self.max_new_tokens > self._limit and len(
-            messages
-        ) > 1:
+        while (length := self._encode(messages).shape[1]) + self.max_new_tokens > self._limit and len(messages) > 1:
             messages = messages[2:]
         if length >= self._limit:
             raise ConfigError(
@@ -85,7 +81,7 @@ class Speaker:
         return messages
 
 
-class _PlainStreamer(TextStreamer):
+class _PlainStreamer(TextStreamer):  # type: ignore[misc]  # transformers is not annotated
     """Words to standard output; control characters that a model makes up do nothing to the terminal."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -121,9 +117,7 @@ def read_step(text: str) -> Step:
             return text
         case _ if text.isascii() and text.isdigit():
             return int(text)
-    raise ConfigError(
-        Problem(f"--step {text} is no step", fix="--step: newest, best, or a number such as 120")
-    )
+    raise ConfigError(Problem(f"--step {text} is no step", fix="--step: newest, best, or a number such as 120"))
 
 
 def choose_checkpoint(run: Path, step: Step) -> Checkpoint:

@@ -25,13 +25,9 @@ Config = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Settings put over it: optim.learning_rate=3e-4", show_default=False
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Settings put over it: optim.learning_rate=3e-4", show_default=False),
 ]
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's directory, or its name.", show_default=False)
-]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or its name.", show_default=False)]
 Store = Annotated[str, typer.Option("--store", metavar="PATH", help="Where runs are kept.")]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON, for a program.")]
 
@@ -105,13 +101,9 @@ def list_runs(
     store: Store = "./runs",
     sort: Annotated[
         str | None,
-        typer.Option(
-            "--sort", metavar="COLUMN", help="Lowest first; -COLUMN: highest first. Default: the newest."
-        ),
+        typer.Option("--sort", metavar="COLUMN", help="Lowest first; -COLUMN: highest first. Default: the newest."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="The first N runs.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="The first N runs.")] = None,
     as_json: Json = False,
 ) -> None:
     """The runs of a store."""
@@ -144,16 +136,10 @@ def show(run: Run, store: Store = "./runs", as_json: Json = False) -> None:
 def chat(
     run: Run,
     store: Store = "./runs",
-    ask: Annotated[
-        str | None, typer.Option("--ask", metavar="TEXT", help="One question, one answer.")
-    ] = None,
-    step: Annotated[
-        str, typer.Option("--step", metavar="N", help="newest, best, or a step's number.")
-    ] = "newest",
+    ask: Annotated[str | None, typer.Option("--ask", metavar="TEXT", help="One question, one answer.")] = None,
+    step: Annotated[str, typer.Option("--step", metavar="N", help="newest, best, or a step's number.")] = "newest",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")
-    ] = 0.0,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")] = 0.0,
 ) -> None:
     """Talk to a checkpoint; a question may also come from standard input."""
     from sftray.platform.results import find_run

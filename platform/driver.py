@@ -68,9 +68,7 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
         run_dir = take_run_directory(store, config.name, label)
         resolved = fix_batch(resolved, run_dir.name)
         (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")
-        (run_dir / DATA).write_text(
-            json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8"
-        )
+        (run_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
         return run_attempt(Attempt(run_dir, resolved.config, prepared, console), placement)
 
 
@@ -130,20 +128,12 @@ def _make_absolute(path: str) -> str:
 
 def fix_batch(resolved: Resolved, name: str) -> Resolved:
     """The run's name and its global batch, written out as they stand for good."""
-    config, origin = resolved.config, dict(resolved.origin)
-    if config.train.global_batch_size is None:
-        train, workers = config.train, config.scaling.max_workers
-        origin["train.global_batch_size"] = (
-            f"{workers} workers × {train.micro_batch_size} × {train.gradient_accumulation_steps} accumulation"
-        )
-    if config.name is None:
-        origin["name"] = "made"
-    return Resolved(config.with_fixed_batch().model_copy(update={"name": name}), origin)
+    fixed = resolved.with_fixed_batch()
+    origin = fixed.origin if fixed.config.name else {**fixed.origin, "name": "made"}
+    return Resolved(fixed.config.model_copy(update={"name": name}), origin)
 
 
-def prepare_run(
-    config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
-) -> Prepared:
+def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None) -> Prepared:
     """Tokens of the run, found or made; the model is looked at too, for what it says is cheap to know now."""
     loaded = load_tokenizer(config.model)
     load_model_config(config.model, loaded)
@@ -204,8 +194,6 @@ def _build_mirrors(attempt: Attempt) -> list[Any]:
     total_steps = build_run_plan(config, TokenStore(attempt.prepared.folder, "train"), 1).total_steps
     mirrors = [
         build_progress(attempt.console, total_steps, attempt.run_dir.name),
-        build_wandb_mirror(
-            config.tracking, attempt.run_dir, attempt.run_dir.name, config.model_dump(mode="json")
-        ),
+        build_wandb_mirror(config.tracking, attempt.run_dir, attempt.run_dir.name, config.model_dump(mode="json")),
     ]
     return [mirror for mirror in mirrors if mirror is not None]

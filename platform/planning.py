@@ -36,9 +36,7 @@ class Plan:
     memory_bytes: int
     placement: Placement | None
     shortage: ClusterError | None
-    tokens: list[
-        tuple[str, bool]
-    ]  # of the first example in training order: its text, and whether it is a target
+    tokens: list[tuple[str, bool]]  # of the first example in training order: its text, and whether it is a target
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -90,9 +88,7 @@ def _try_placement(config: RunConfig) -> tuple[Placement | None, ClusterError | 
         return None, error
 
 
-def estimate_memory(
-    config: RunConfig, model_config: Any, num_parameters: int, receipt: dict[str, Any]
-) -> int:
+def estimate_memory(config: RunConfig, model_config: Any, num_parameters: int, receipt: dict[str, Any]) -> int:
     """Bytes of one worker at its peak, to within some ten percent for usual shapes.
 
     Weights, gradients and AdamW's two moments in fp32 are 16 bytes a parameter, autocast's copies of the

@@ -40,9 +40,7 @@ class _Pace:
         self._marks.append((step, row.get("time", 0.0)))
         (first_step, first_time), (_, time) = self._marks[0], self._marks[-1]
         # Until two rows are there: the row's own duration of a step.
-        pace = (
-            (time - first_time) / (step - first_step) if step > first_step else row.get("perf/step_seconds")
-        )
+        pace = (time - first_time) / (step - first_step) if step > first_step else row.get("perf/step_seconds")
         return format_clock(left * pace) if left > 0 and pace is not None else None
 
 

@@ -79,9 +79,7 @@ def find_runs(store: Path, depth: int = _DEPTH) -> Iterator[Path]:
 def _find_store(path: str | Path) -> Path:
     """`path` as a folder that can be read. Raises StoreError where it is none."""
     if "://" in str(path):
-        raise StoreError(
-            Problem(f"{path} is a URL, and runs are read from directories", fix="mount or copy it")
-        )
+        raise StoreError(Problem(f"{path} is a URL, and runs are read from directories", fix="mount or copy it"))
     if not os.path.isdir(path):
         raise StoreError(
             Problem(
@@ -138,9 +136,7 @@ def find_run(name_or_path: str, store: str = "./runs") -> Path:
     )
 
 
-def sort_runs(
-    runs: pd.DataFrame, column: str | None, limit: int | None = None
-) -> tuple[pd.DataFrame, str | None]:
+def sort_runs(runs: pd.DataFrame, column: str | None, limit: int | None = None) -> tuple[pd.DataFrame, str | None]:
     """The first `limit` runs by `column`, lowest first or, with a leading `-`, highest; missing values last.
 
     Config keys may be named without `config.`. Returns the runs, and the column's whole name.

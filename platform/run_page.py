@@ -192,7 +192,5 @@ def _show_checkpoints(checkpoints: pd.DataFrame) -> RenderableType:
     for index, row in checkpoints.iterrows():
         marks = ["newest"] * (index == len(checkpoints) - 1) + ["best"] * (index == best)
         size = plain(format_bytes(row["bytes"]))
-        table.add_row(
-            plain(row["step"]), show_value(row["val_loss"]), size, plain(" and ".join(marks), "dim")
-        )
+        table.add_row(plain(row["step"]), show_value(row["val_loss"]), size, plain(" and ".join(marks), "dim"))
     return table

@@ -15,9 +15,7 @@ def list_presets(folder: Path = PRESETS) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load_named_config(
-    name: str, overrides: Sequence[str] = (), folder: Path = PRESETS
-) -> tuple[Resolved, str]:
+def load_named_config(name: str, overrides: Sequence[str] = (), folder: Path = PRESETS) -> tuple[Resolved, str]:
     """The config file `name`, or the preset of that name in `folder`, with `overrides` put over it.
 
     Returns:

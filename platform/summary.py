@@ -56,9 +56,7 @@ def show_summary(summary: RunSummary, console: Console) -> None:
     show_samples(console, summary.samples)
     lines = [f"{summary.run_dir.name}: finished at step {summary.step}"]
     if summary.val_loss_before is not None and summary.val_loss_after is not None:
-        lines.append(
-            f"  validation loss {summary.val_loss_before:.4f} before, {summary.val_loss_after:.4f} after"
-        )
+        lines.append(f"  validation loss {summary.val_loss_before:.4f} before, {summary.val_loss_after:.4f} after")
     lines += [
         f"  {describe_exact_match(summary.samples)}",
         f"  {summary.target_tokens_per_second:,.0f} target tokens/s (median), "

@@ -133,9 +133,7 @@ def test_what_is_imported_is_declared() -> None:
     imported = {(name.split(".")[0], named(path)) for path in FILES for name in all_imports(path)}
     foreign = {pair for pair in imported if pair[0] not in {*sys.stdlib_module_names, "sftray"}}
     undeclared = {
-        pair
-        for pair in foreign
-        if declared.isdisjoint(map(normalize, [*distributions.get(pair[0], []), pair[0]]))
+        pair for pair in foreign if declared.isdisjoint(map(normalize, [*distributions.get(pair[0], []), pair[0]]))
     }
     assert undeclared == set()
 

@@ -82,7 +82,7 @@ class TextEncoder:
             model["vocab"] = {names.get(word, word): number for word, number in model["vocab"].items()}
         else:  # Unigram: [[word, score], …]
             model["vocab"] = [[names.get(word, word), score] for word, score in model["vocab"]]
-        if False:
+        if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
         if "merges" in model:
             model["merges"] = [pair for pair in model["merges"] if not _makes_any(pair, names)]

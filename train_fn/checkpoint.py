@@ -14,17 +14,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from sftray.train_fn.errors import CheckpointError, Problem, StoreError
+from sftray.train_fn.errors import Problem, StoreError
 
 MANIFEST = "MANIFEST.json"
-_TRAINER = "trainer"
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def commit_checkpoint(root: Path, manifest: Manifest, write: Callable[[Path], No
         write(draft)
         files = {str(p.relative_to(draft)): (p.stat().st_size, _hash_and_flush(p)) for p in _list_files(draft)}
         complete = Manifest(**{**asdict(manifest), "files": files})
-        _write_flushed(draft / MANIFEST, json.dumps(asdict(complete), indent=1))
+        write_flushed(draft / MANIFEST, json.dumps(asdict(complete), indent=1))
         for folder in {draft, *(path.parent for path in _list_files(draft))}:
             _flush_folder(folder)
         shutil.rmtree(final, ignore_errors=True)  # a broken one, or the same step of an attempt that went back
@@ -81,7 +76,8 @@ def commit_checkpoint(root: Path, manifest: Manifest, write: Callable[[Path], No
         shutil.rmtree(draft, ignore_errors=True)
         raise StoreError(
             Problem(
-                f"the checkpoint of step {manifest.step} cannot be written: {getattr(error, 'strerror', None) or error}",
+                f"the checkpoint of step {manifest.step} cannot be written: "
+                f"{getattr(error, 'strerror', None) or error}",
                 where=str(final),
                 fix="free space or mend the permissions of store.path; the run resumes at its newest checkpoint",
             )
@@ -100,7 +96,7 @@ def _hash_and_flush(path: Path) -> str:
     return digest
 
 
-def _write_flushed(path: Path, text: str) -> None:
+def write_flushed(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -165,44 +161,3 @@ def prune_checkpoints(root: Path, keep: int) -> list[Path]:
         (folder / MANIFEST).unlink()  # first: from here on it is no checkpoint, whatever happens meanwhile
         shutil.rmtree(folder)
     return spare
-
-
-def save_trainer_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Optimizer tensors under the names of their parameters, and `state` as JSON."""
-    (folder / _TRAINER).mkdir(exist_ok=True)
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            tensors[f"{key}.{names[parameter]}"] = value.detach().cpu().contiguous()
-    save_file(tensors, folder / _TRAINER / "optimizer.safetensors")
-    _write_flushed(folder / _TRAINER / "state.json", json.dumps(state, indent=1))
-
-
-def load_trainer_state(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> dict[str, Any]:
-    """Fill the optimizer from a checkpoint and return the JSON state.
-
-    Raises:
-        CheckpointError: it belongs to another model.
-    """
-    tensors = load_file(checkpoint.folder / _TRAINER / "optimizer.safetensors")
-    by_name = dict(model.named_parameters())
-    for key, value in tensors.items():
-        part, name = key.split(".", 1)
-        if name not in by_name or (value.ndim and value.shape != by_name[name].shape):
-            raise CheckpointError(
-                Problem(
-                    f"the checkpoint holds {name} {list(value.shape)}, which this model does not have",
-                    where=str(checkpoint.folder),
-                    why="it is the checkpoint of another model",
-                    fix="resume with the model of the run, or start a run of another name",
-                )
-            )
-        # AdamW keeps its step count on the CPU unless fused on a GPU; torch moves it where it is needed.
-        optimizer.state[by_name[name]][part] = value.to(device)
-    state: dict[str, Any] = json.loads((checkpoint.folder / _TRAINER / "state.json").read_text(encoding="utf-8"))
-    return state

@@ -123,10 +123,9 @@ def build_model(model: ModelConfig, loaded: LoadedTokenizer, device: torch.devic
     return built.to(device).train()
 
 
-def settle_generation(model: nn.Module, loaded: LoadedTokenizer, end_of_turn_id: int) -> None:
+def settle_generation(model: Any, loaded: LoadedTokenizer, end_of_turn_id: int) -> None:
     """Make generation stop at the end-of-turn token that was trained, and say so in what is saved."""
     generation = model.generation_config
-    assert generation is not None
     stops = generation.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops or [])
     generation.eos_token_id = [end_of_turn_id, *(stop for stop in stops if stop != end_of_turn_id)]

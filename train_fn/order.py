@@ -35,9 +35,7 @@ def _permute(x: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) ->
     return (left << bits) | right
 
 
-def order_positions(
-    seed: int, epoch: int, positions: NDArray[np.int64], num_examples: int
-) -> NDArray[np.int64]:
+def order_positions(seed: int, epoch: int, positions: NDArray[np.int64], num_examples: int) -> NDArray[np.int64]:
     """The examples that stand at `positions` of an epoch.
 
     Args:
@@ -58,9 +56,7 @@ def order_positions(
     return x.astype(np.int64)
 
 
-def order_step(
-    seed: int, step: int, global_batch_size: int, num_examples: int
-) -> tuple[int, NDArray[np.int64]]:
+def order_step(seed: int, step: int, global_batch_size: int, num_examples: int) -> tuple[int, NDArray[np.int64]]:
     """The global batch of optimizer step `step` (0-based): its epoch, and its examples, int64 [<= G].
 
     The last batch of an epoch holds what is left, so it may be smaller.

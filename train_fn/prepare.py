@@ -1,4 +1,4 @@
-"""From chat files to a token store: read, render, tokenise, mask, cut, count, write.
+"""From chat files to a token store: scan, prepare in chunks, count, publish.
 
 Files are taken in chunks. One chunk is prepared by one process alone and gives one Arrow file and one
 receipt, so the result does not depend on how many processes there are.
@@ -7,62 +7,32 @@ receipt, so the result does not depend on how many processes there are.
 import hashlib
 import json
 import os
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sftray.train_fn.batch import count_target_tokens
-from sftray.train_fn.chat import ChatFormat, Encoded, build_chat_format
 from sftray.train_fn.config import DataConfig, ModelConfig
 from sftray.train_fn.errors import DataError, Problem
 from sftray.train_fn.files import Chunk, find_files, scan_files
+from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt, SplitReceipt
-from sftray.train_fn.rows import Conversation, read_chunk
-from sftray.train_fn.token_store import (
-    RECEIPT,
-    SCHEMA,
-    Split,
-    SplitWriter,
-    find_overlap,
-    make_draft,
-    publish_draft,
-    read_receipt,
-)
-from sftray.train_fn.tokenizer import LoadedTokenizer, hash_tokenizer, load_tokenizer
+from sftray.train_fn.token_store import RECEIPT, Split, find_overlap, make_draft, publish_draft, read_receipt
+from sftray.train_fn.tokenizer import LoadedTokenizer, hash_tokenizer
 
-_ROWS_AT_ONCE = 256
 # Starting a process costs its import of transformers, some 5 s: below this many bytes one process is faster.
 _POOL_ABOVE_BYTES = 48 << 20
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
 # Modules whose text is part of a store's key: a change in any of them prepares anew.
 _CODE = (
     *("batch", "chat", "chat_check", "chat_faults", "chat_frame", "chat_marks", "chat_render", "chat_spans"),
-    *("chat_template", "chat_tokens", "file_kinds", "files", "json_lines", "json_text", "messages", "prepare"),
-    *("raw_rows", "receipt", "rows", "token_store", "tokenizer"),
+    *("chat_template", "chat_tokens", "file_kinds", "files", "json_lines", "json_text", "messages"),
+    *("prepare", "prepare_chunk", "raw_rows", "receipt", "rows", "token_store", "tokenizer"),
 )
-
-
-@dataclass(frozen=True)
-class ChunkTask:
-    """All that a process needs to prepare one chunk; picklable."""
-
-    chunk: Chunk
-    file_index: int
-    index: int
-    folder: str
-    split: Split
-    model: ModelConfig
-    data: DataConfig
 
 
 @dataclass(frozen=True)
@@ -207,102 +177,3 @@ def map_on_cores(tasks: Sequence[ChunkTask]) -> Iterable[ChunkReceipt]:
 
 def _use_one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-@lru_cache(maxsize=2)
-def _load_format(model_json: str, train_on: Literal["all", "last"]) -> ChatFormat:
-    model = ModelConfig.model_validate_json(model_json)
-    return build_chat_format(load_tokenizer(model).tokenizer, train_on=train_on)
-
-
-def prepare_chunk(task: ChunkTask) -> ChunkReceipt:
-    """Prepare one chunk: write its Arrow files into the task's folder; count bad rows, raise for none."""
-    chat_format = _load_format(task.model.model_dump_json(), task.data.train_on)
-    receipt = ChunkReceipt(order=(task.split, task.index), process_id=os.getpid())
-    names: list[Split] = ["train", "validation"] if isinstance(task.data.validation, float) else [task.split]
-    receipt.splits = {name: SplitReceipt() for name in names}
-    writers = {name: SplitWriter(Path(task.folder) / f"{name}-{task.index:05d}.arrow") for name in names}
-    for conversations in _read_batches(task.chunk, receipt):
-        columns: dict[Split, dict[str, list[Any]]] = {name: {field: [] for field in SCHEMA.names} for name in names}
-        for conversation, encoded in zip(conversations, chat_format.encode(conversations), strict=True):
-            if isinstance(encoded, Problem):
-                receipt.add_problem(encoded)
-                continue
-            split = _choose_split(conversation, task)
-            _keep_row(conversation, encoded, task, receipt, receipt.splits[split], columns[split])
-        for name in names:
-            writers[name].write(columns[name])
-    for writer in writers.values():
-        writer.close()
-    receipt.cross_check = chat_format.take_counts()
-    receipt.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
-    return receipt
-
-
-def _read_batches(chunk: Chunk, receipt: ChunkReceipt) -> Iterator[list[Conversation]]:
-    rows = read_chunk(chunk)
-    while batch := list(islice(rows, _ROWS_AT_ONCE)):
-        good = [row for row in batch if not isinstance(row, Problem)]
-        for row in batch:
-            if isinstance(row, Problem):
-                receipt.add_problem(row)
-        yield good
-
-
-def _choose_split(conversation: Conversation, task: ChunkTask) -> Split:
-    """By the conversation's own digest where validation is a fraction, so equal rows never part."""
-    fraction = task.data.validation
-    if not isinstance(fraction, float):
-        return task.split
-    return "validation" if int.from_bytes(conversation.digest, "big") < fraction * 2**64 else "train"
-
-
-def _keep_row(
-    conversation: Conversation,
-    encoded: Encoded,
-    task: ChunkTask,
-    receipt: ChunkReceipt,
-    split: SplitReceipt,
-    columns: dict[str, list[Any]],
-) -> None:
-    """Decide the fate of one row, count it, and append what is kept."""
-    split.counts["rows"] += 1
-    split.counts["typed_markers"] += encoded.typed_markers
-    targets = count_target_tokens(encoded.loss_mask)
-    stop = cut_overlong(encoded, task.data)
-    kept = count_target_tokens(encoded.loss_mask[:stop])
-    if stop < len(encoded.input_ids) and task.data.overlong == "error":
-        receipt.add_problem(_describe_overlong(conversation, encoded, task.data))
-        return
-    split.counts["target_tokens_lost"] += targets - kept
-    if not kept:
-        split.add("dropped_overlong" if targets else "without_target", conversation.place)
-        return
-    if stop < len(encoded.input_ids):
-        split.add("cut", conversation.place)
-    split.counts.update(kept=1, tokens=stop, target_tokens=kept)
-    digest = int.from_bytes(conversation.digest, "big")
-    ids, mask = encoded.input_ids[:stop], encoded.loss_mask[:stop]
-    row = (ids, mask, kept, task.file_index, conversation.row, digest)
-    for name, value in zip(SCHEMA.names, row, strict=True):
-        columns[name].append(value)
-
-
-def cut_overlong(encoded: Encoded, data: DataConfig) -> int:
-    """How many leading tokens of a conversation stay: all if they fit, else by `data.overlong`; 0 is none."""
-    if len(encoded.input_ids) <= data.max_seq_len:
-        return len(encoded.input_ids)
-    if data.overlong == "truncate":
-        return data.max_seq_len
-    if data.overlong == "turns":
-        return max((end for end in encoded.turn_ends if end <= data.max_seq_len), default=0)
-    return 0
-
-
-def _describe_overlong(conversation: Conversation, encoded: Encoded, data: DataConfig) -> Problem:
-    return Problem(
-        f"the row has {len(encoded.input_ids)} tokens, {data.max_seq_len} are allowed",
-        where=conversation.place,
-        why="data.overlong is error",
-        fix="raise data.max_seq_len, or set data.overlong to turns, truncate or drop",
-    )

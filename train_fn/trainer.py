@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sftray.train_fn.chat import build_chat_format
-from sftray.train_fn.checkpoint import Checkpoint, load_trainer_state, save_trainer_state
+from sftray.train_fn.checkpoint import Checkpoint
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.loader import RunPlan, count_total_steps
 from sftray.train_fn.loss import TargetHead
@@ -18,6 +18,7 @@ from sftray.train_fn.planner import Budget
 from sftray.train_fn.step import Trainer, build_scaler
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import LoadedTokenizer
+from sftray.train_fn.trainer_state import load_trainer_state, save_trainer_state
 
 
 @dataclass(frozen=True)

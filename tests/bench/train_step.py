@@ -74,9 +74,7 @@ def make_store(folder: Path, num_examples: int) -> TokenStore:
 
 def prepare_store(folder: Path, data: str, tokenizer: str) -> TokenStore:
     model = ModelConfig(name=tokenizer)
-    prepared = prepare_tokens(
-        model, DataConfig(train=data, max_seq_len=MAX_SEQ_LEN), folder, load_tokenizer(model)
-    )
+    prepared = prepare_tokens(model, DataConfig(train=data, max_seq_len=MAX_SEQ_LEN), folder, load_tokenizer(model))
     return TokenStore(prepared.folder, "train")
 
 
@@ -208,7 +206,8 @@ def report(results: dict[str, list[tuple[float, float]]]) -> None:
     speed = {name: median(s for s, _ in rows) for name, rows in results.items()}
     memory = {name: max(m for _, m in rows) for name, rows in results.items()}
     for name in results:
-        print(f"({'abc'[list(results).index(name)]}) {name:6} {speed[name]:8.0f} target tokens/s  peak {memory[name]:7.0f} MB")
+        letter = "abc"[list(results).index(name)]
+        print(f"({letter}) {name:6} {speed[name]:8.0f} target tokens/s  peak {memory[name]:7.0f} MB")
     print(f"speed  ours/limit {speed['ours'] / speed['limit']:.2f}   ours/seed {speed['ours'] / speed['seed']:.2f}")
     print(f"memory ours/seed  {memory['ours'] / memory['seed']:.2f}")
 

@@ -69,9 +69,7 @@ def test_what_is_streamed_is_the_answer(journal: Journal, capsys: Capture) -> No
     assert speaker.history == [{"role": "user", "content": "w5"}, {"role": "assistant", "content": answer}]
 
 
-def test_the_question_from_standard_input(
-    journal: Journal, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_question_from_standard_input(journal: Journal, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(" w5 w6\n"))
     piped = ask(journal.folder, capsys, None)
     assert piped == ask(journal.folder, capsys, "w5 w6")
@@ -143,9 +141,7 @@ def test_the_best_step(tmp_path: Path) -> None:
     journal = write_run(tmp_path)
     for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0)):
         write_checkpoint(journal, step, loss)
-    chosen = {
-        step: choose_checkpoint(journal.folder, read_step(step)).step for step in ("newest", "best", "10")
-    }
+    chosen = {step: choose_checkpoint(journal.folder, read_step(step)).step for step in ("newest", "best", "10")}
     assert chosen == {"newest": 30, "best": 20, "10": 10}
 
 

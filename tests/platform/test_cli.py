@@ -53,9 +53,7 @@ sys.exit(code)
     assert all(name in done.stdout for name in ("train", "resume", "plan", "runs", "chat"))
 
 
-@pytest.mark.parametrize(
-    "arguments", [["train"], ["plan"], ["resume"], ["chat"], ["runs", "list"], ["runs", "show"]]
-)
+@pytest.mark.parametrize("arguments", [["train"], ["plan"], ["resume"], ["chat"], ["runs", "list"], ["runs", "show"]])
 def test_every_command_has_help(arguments: list[str], capsys: Capture) -> None:
     assert main([*arguments, "--help"]) == 0
     assert f"Usage: sftray {' '.join(arguments)}" in capsys.readouterr().out
@@ -179,9 +177,7 @@ def test_an_unknown_column(tmp_path: Path, capsys: Capture) -> None:
         *((DivergedError, 6), (CheckpointError, 7), (StoppedError, 75)),
     ],
 )
-def test_exit_codes_and_shape_of_what_the_user_caused(
-    kind: type[UserError], code: int, capsys: Capture
-) -> None:
+def test_exit_codes_and_shape_of_what_the_user_caused(kind: type[UserError], code: int, capsys: Capture) -> None:
     problems = [Problem("first", "a.yaml:1", "reason", "mend"), Problem("second [bold]\x1b[31m")]
     assert run_guarded(raising(kind(*problems)), as_json=True) == code
     said = capsys.readouterr()

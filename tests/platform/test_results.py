@@ -41,9 +41,7 @@ def load_one(store: Path) -> dict[str, object]:
 def test_a_finished_run_in_one_row(tmp_path: Path) -> None:
     write_finished_run(tmp_path)
     row = load_one(tmp_path)
-    assert {
-        key: row[key] for key in COLUMNS if key not in ("started", "updated", "seconds", "num_parameters")
-    } == {
+    assert {key: row[key] for key in COLUMNS if key not in ("started", "updated", "seconds", "num_parameters")} == {
         **{"name": "alpha", "state": "finished", "why": "", "attempts": 1, "step": 40, "progress": 1.0},
         **{"train/loss": 1.0, "val/loss_before": 3.0, "val/loss": 1.8, "val/loss_best": 1.5, "best_step": 20},
         **{"perf/target_tokens_per_second": 1025.0, "perf/peak_memory_gb": 1.4},
@@ -172,9 +170,7 @@ def test_missing_files_are_empty(tmp_path: Path) -> None:
     (folder / DATA).unlink()
     row = load_one(tmp_path)
     assert row["state"] == "running"
-    assert all(
-        pd.isna(row[key]) for key in ("step", "train/loss", "val/loss_best", "exact_match", "best_step")
-    )
+    assert all(pd.isna(row[key]) for key in ("step", "train/loss", "val/loss_best", "exact_match", "best_step"))
     assert load_metrics(folder).empty
     assert load_samples(folder).empty
     assert load_checkpoints(folder).empty

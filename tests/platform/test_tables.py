@@ -111,9 +111,7 @@ def test_the_last_metrics_are_shown(tmp_path: Path) -> None:
         log_step(journal, step, train_loss=step / 100)
     page = print_page(journal.folder, 80).splitlines()
     start = next(index for index, line in enumerate(page) if "train/loss" in line)
-    assert [line.split()[0] for line in page[start + 1 : start + 10] if line] == [
-        str(n) for n in range(23, 31)
-    ]
+    assert [line.split()[0] for line in page[start + 1 : start + 10] if line] == [str(n) for n in range(23, 31)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -45,9 +45,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
 def test_mask_token_by_token() -> None:
     """One word, one token: the mask as a list. Padding by the end-of-turn token hides no target."""
     words = ["<unk>", "user", "assistant", "Hi", "Hello", "there", "Bye", "\n"]
-    backend = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
-    )
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     template = SIMPLE.replace("+ m.content +", "+ m.content | replace(' ', '\n') +")
     tokenizer = finish_tokenizer(backend, template, CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
@@ -93,9 +91,7 @@ def test_mask_token_by_token() -> None:
         ),
     ],
 )
-def test_targets(
-    tokenizer: Any, chat_format: ChatFormat, messages: Any, expected: list[str], row: int
-) -> None:
+def test_targets(tokenizer: Any, chat_format: ChatFormat, messages: Any, expected: list[str], row: int) -> None:
     assert read_targets(tokenizer, encode_one(chat_format, chat(*messages, row=row))) == expected
 
 
@@ -123,9 +119,7 @@ def test_typed_markers_in_a_vocabulary_that_has_them_as_pieces() -> None:
     assert encoded.typed_markers == 2
 
 
-def test_a_row_with_typed_markers_is_otherwise_tokenised_as_ever(
-    tokenizer: Any, chat_format: ChatFormat
-) -> None:
+def test_a_row_with_typed_markers_is_otherwise_tokenised_as_ever(tokenizer: Any, chat_format: ChatFormat) -> None:
     text = "ass ass\n\nee 🦙"
     clean, typed = (encode_one(chat_format, chat(text, answer)) for answer in (text, f"{text} <|im_end|>"))
     tail = typed.input_ids.tolist()[len(clean.input_ids) - 2 :]

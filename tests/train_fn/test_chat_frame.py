@@ -60,6 +60,4 @@ def test_a_template_from_which_answers_cannot_be_learnt(template: str | None, wh
 
 
 def test_an_end_of_turn_that_the_tokenizer_does_not_know_is_none() -> None:
-    assert _refuse_template(SIMPLE, special=("<|im_start|>",)).what.startswith(
-        "the chat template has no end-of-turn"
-    )
+    assert _refuse_template(SIMPLE, special=("<|im_start|>",)).what.startswith("the chat template has no end-of-turn")

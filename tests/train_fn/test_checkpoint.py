@@ -23,15 +23,14 @@ from sftray.train_fn.checkpoint import (
     find_best,
     find_newest,
     list_checkpoints,
-    load_trainer_state,
     prune_checkpoints,
-    save_trainer_state,
     verify_checkpoint,
 )
 from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.errors import CheckpointError, StoreError
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.trainer import write_checkpoint
+from sftray.train_fn.trainer_state import load_trainer_state, save_trainer_state
 
 CPU = torch.device("cpu")
 
@@ -215,7 +214,8 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from sftray.train_fn.checkpoint import Manifest, commit_checkpoint, save_trainer_state
+from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
+from sftray.train_fn.trainer_state import save_trainer_state
 from sftray.train_fn.errors import StoreError
 
 model = torch.nn.Linear(100, 100)

@@ -29,9 +29,10 @@ from tiny import PAD_ID, Layout, build_model, build_tokenizer, build_trainer, pl
 from transformers import AutoModelForCausalLM
 
 from sftray.train_fn.batch import compute_labels
-from sftray.train_fn.checkpoint import Manifest, commit_checkpoint, find_newest, load_trainer_state
+from sftray.train_fn.checkpoint import Manifest, commit_checkpoint, find_newest
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer import write_checkpoint
+from sftray.train_fn.trainer_state import load_trainer_state
 
 CPU = torch.device("cpu")
 DROPOUT = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}

@@ -88,9 +88,7 @@ def test_packing_reaches_the_fewest_forwards(lengths: list[int], tokens: int, fo
 
 @planned
 @given(lengths=LENGTHS, world_size=WORLD_SIZES, budget=BUDGETS)
-def test_ranks_differ_by_one_example_of_tokens_at_most(
-    lengths: list[int], world_size: int, budget: Budget
-) -> None:
+def test_ranks_differ_by_one_example_of_tokens_at_most(lengths: list[int], world_size: int, budget: Budget) -> None:
     loads = [sum(lengths[i] for i in list_examples(forwards)) for forwards in plan_step(lengths, world_size, budget)]
     assert max(loads) - min(loads) <= max(lengths)
 

@@ -75,9 +75,7 @@ def test_the_script_writes_the_shipped_files(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ASSETS / "make_quickstart.py", tmp_path], check=True)
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert written == sorted(FILES)
-    assert [
-        name for name in FILES if (tmp_path / name).read_bytes() != (QUICKSTART / name).read_bytes()
-    ] == []
+    assert [name for name in FILES if (tmp_path / name).read_bytes() != (QUICKSTART / name).read_bytes()] == []
 
 
 def test_what_ships_is_small() -> None:
