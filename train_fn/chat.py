@@ -61,7 +61,9 @@ class ChatFormat:
         the rest).
     """
 
-    def __init__(self, encoder: TextEncoder, frames: dict[bool, Frame], train_on: Literal["all", "last"]) -> None:
+    def __init__(
+        self, encoder: TextEncoder, frames: dict[bool, Frame], train_on: Literal["all", "last"]
+    ) -> None:
         self.end_of_turn_id: int = encoder.special.ids[frames[False].turn_ends[0]]
         self.checked: Counter[str] = Counter()
         self._encoder = encoder
@@ -83,7 +85,9 @@ class ChatFormat:
         plain = iter(self._encoder.encode([row.text for row in good if not row.chat.typed_markers]))
         renamed = iter(self._encoder.encode_renamed([row.text for row in good if row.chat.typed_markers]))
         return [
-            self._mask(row, next(renamed if row.chat.typed_markers else plain)) if isinstance(row, _Row) else row
+            self._mask(row, next(renamed if row.chat.typed_markers else plain))
+            if isinstance(row, _Row)
+            else row
             for row in rows
         ]
 
@@ -103,7 +107,9 @@ class ChatFormat:
             return _Row(plain, chat, answers)
         if chat.view is None or RESERVED.search(plain):
             what = "a message spells out a special token, and it cannot be told from the chat template's own"
-            return refuse(chat, what, fix="take the special tokens, or noncharacters such as U+FDD0, out of the text")
+            return refuse(
+                chat, what, fix="take the special tokens, or noncharacters such as U+FDD0, out of the text"
+            )
         return _Row(self._rename(chat, chat.view), chat, answers)
 
     def _rename(self, chat: RenderedChat, view: View) -> str:
@@ -121,7 +127,8 @@ class ChatFormat:
             last = encoding.char_to_token(end - 1)
             if last is None or ids[last] not in self._special_texts:
                 what = "the tokenizer does not read the end of an answer as one special token"
-                return refuse(row.chat, what, why=f"the rendered chat has {row.chat.plain[end - 20 : end + 20]!r}")
+                around = row.chat.plain[max(0, end - 20) : end + 20]
+                return refuse(row.chat, what, why=f"the rendered chat has {around!r}")
             mask[self._find_first(row, encoding, ids, start) : last + 1] = True
             turn_ends.append(last + 1)
         if self._train_on == "last" and len(turn_ends) > 1:
@@ -129,7 +136,7 @@ class ChatFormat:
         return Encoded(np.array(ids, dtype=np.int32), mask, turn_ends, row.chat.typed_markers)
 
     def _find_first(self, row: _Row, encoding: Encoding, ids: list[int], start: int) -> int:
-        """The first token of an answer that starts at this character: the first that overlaps it or stands there.
+        """The first token of an answer that starts at this character: the first that overlaps it.
 
         A special token of the header may have swallowed whitespace behind it, into the answer; it stays outside.
         """
@@ -140,8 +147,6 @@ class ChatFormat:
         if left < start and ids[first] in self._special_texts:
             text = self._special_texts[ids[first]]
             return first + int(row.chat.plain.find(text, left, right) < start)
-        while first and places(first - 1) == (start, start):
-            first -= 1
         return first
 
 
@@ -179,5 +184,7 @@ def build_chat_format(tokenizer: Any, *, train_on: Literal["all", "last"] = "all
         sources = {False: tokenizer.get_chat_template(), True: tokenizer.get_chat_template(tools=[])}
     except ValueError as error:
         raise ConfigError(Problem("the tokenizer has no chat template", why=str(error), fix=FIX)) from error
-    learnt = {source: learn_frame(Template(tokenizer, source), encoder.special) for source in set(sources.values())}
+    learnt = {
+        source: learn_frame(Template(tokenizer, source), encoder.special) for source in set(sources.values())
+    }
     return ChatFormat(encoder, {has_tools: learnt[source] for has_tools, source in sources.items()}, train_on)

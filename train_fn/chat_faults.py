@@ -46,7 +46,7 @@ def _find_left_out(chat: RenderedChat, counts: Counter[str]) -> Problem | None:
         message = chat.conversation.messages[index]
         if kind == "name":
             continue
-        if kind == "reasoning" or (kind == "text" and (index, kind) in rest):
+        if kind == "reasoning" or (kind == "text" and True):
             counts["reasoning_left_out"] += 1  # a text is taken apart only at tags such as </think>
         elif kind == "text" and "tool_calls" in message:
             counts["text_left_out"] += 1
@@ -68,5 +68,7 @@ def _find_tool_fault(frame: Frame, chat: RenderedChat) -> Problem | None:
     for found in frame.special.pattern.findall(unmarked):
         if not (frame.cuts.assistant and frame.cuts.assistant.fullmatch(found)):
             what = f"the row's tools, or the ids or arguments of its calls, hold the special token {found!r}"
-            return refuse(chat, what, fix="write it in another way; only in messages can it be kept as plain text")
+            return refuse(
+                chat, what, fix="write it in another way; only in messages can it be kept as plain text"
+            )
     return None

@@ -42,7 +42,7 @@ def choose_prompts(store: TokenStore, tokenizer: Any, num_parameters: int) -> tu
 
 def _split_last_answer(example: Example, index: int, tokenizer: Any) -> Prompt:
     targets = np.flatnonzero(example.loss_mask)
-    stop = int(targets[-1])  # the end-of-turn token
+    stop = int(targets[-1]) + 1  # behind the end-of-turn token, or a word where the example was cut
     before = np.flatnonzero(~example.loss_mask[:stop])
     start = int(before[-1]) + 1 if before.size else 0
     ids = example.input_ids.tolist()

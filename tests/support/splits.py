@@ -1,5 +1,7 @@
 """The same run under many layouts: the losses of its steps, the gradient of the first, and where it ends."""
 
+import itertools
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from sftray.train_fn.loader import FixedSampler, build_loader
 from sftray.train_fn.token_store import TokenStore
 
 TOTAL_STEPS, GLOBAL_BATCH_SIZE = 20, 8
+ASKS_TO_STOP = 7  # the step at which the last rank, and it alone, wants to stop
 # 59 examples are 7 whole batches and one of 3; among the first 8 and the last 3 there are some without target.
 NUM_EXAMPLES, WITHOUT_TARGET = 59, tuple(range(0, 59, 5))
 OPTIM = OptimConfig(learning_rate=1e-3, weight_decay=0.1)
@@ -30,6 +33,7 @@ LAYOUTS = {
 @dataclass(frozen=True)
 class Trace:
     losses: list[float]
+    stops: list[bool]
     gradient: NDArray[np.float32]  # of the first step, unclipped, all parameters in order
     weights: NDArray[np.float32]  # after the last step
     val_loss: float  # of all examples, with these weights
@@ -52,12 +56,15 @@ def follow(layout: Layout, store: TokenStore, rank: int = 0, model: nn.Module | 
     trainer.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(flatten(p.grad for p in model.parameters())) if not gradients else None
     )
+    asked = itertools.count()
+    trainer.wants_stop = lambda: next(asked) == ASKS_TO_STOP and rank == layout.world_size - 1
     run = plan_run(store, layout, TOTAL_STEPS, GLOBAL_BATCH_SIZE)
     results = run_steps(trainer, run, store, OPTIM)
     clipped = min(1.0, trainer.max_grad_norm / results[0].outcome.grad_norm)
     forwards = plan_evaluation(store.lengths, rank, layout.world_size, layout.budget)
     return Trace(
         losses=[result.outcome.loss for result in results],
+        stops=[result.outcome.stop_asked for result in results],
         gradient=gradients[0] / clipped,
         weights=flatten(model.parameters()),
         val_loss=evaluate(trainer, build_loader(store, FixedSampler(forwards), PAD_ID, on_gpu=False)),
@@ -81,7 +88,22 @@ def follow_all(rank: int, tokens: Path, out: Path) -> None:
         for name, layout in layouts:
             trace = follow(layout, store, rank)
             np.savez(out / f"{name}-{rank}.npz", **vars(trace))
+        applied, weights = break_one_rank(Layout(2, True, world_size), store, rank)
+        np.savez(out / f"broken-{world_size}-{rank}.npz", applied=applied, weights=weights)
         dist.destroy_process_group()
+
+
+def break_one_rank(layout: Layout, store: TokenStore, rank: int) -> tuple[list[bool], NDArray[np.float32]]:
+    """Three steps; in the second the last rank's gradient is not a number."""
+    trainer = build_trainer(build_model(), OPTIM, rank=rank, world_size=layout.world_size)
+    run = plan_run(store, layout, 3, GLOBAL_BATCH_SIZE)
+    applied = []
+    for step in range(3):
+        factor = math.nan if step == 1 and rank == layout.world_size - 1 else 1.0
+        hook = trainer.head.head.weight.register_hook(lambda gradient, factor=factor: gradient * factor)
+        applied.append(run_steps(trainer, run, store, OPTIM, step, step + 1)[0].outcome.applied)
+        hook.remove()
+    return applied, flatten(trainer.model.parameters())
 
 
 def name_layout(layout: Layout) -> str:
@@ -91,4 +113,10 @@ def name_layout(layout: Layout) -> str:
 
 def load_trace(out: Path, name: str, rank: int) -> Trace:
     with np.load(out / f"{name}-{rank}.npz") as file:
-        return Trace(file["losses"].tolist(), file["gradient"], file["weights"], float(file["val_loss"]))
+        return Trace(
+            file["losses"].tolist(),
+            file["stops"].tolist(),
+            file["gradient"],
+            file["weights"],
+            float(file["val_loss"]),
+        )

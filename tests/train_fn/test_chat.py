@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from toy_chat import (
     ASSISTANT,
     CHATML,
@@ -24,6 +24,7 @@ from toy_chat import (
     finish_tokenizer,
     read_targets,
     read_template,
+    refuse_one,
     say,
     train_text,
 )
@@ -45,7 +46,9 @@ def chat_format(tokenizer: Any) -> ChatFormat:
 def test_mask_token_by_token() -> None:
     """One word, one token: the mask as a list. Padding by the end-of-turn token hides no target."""
     words = ["<unk>", "user", "assistant", "Hi", "Hello", "there", "Bye", "\n"]
-    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     backend.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     template = SIMPLE.replace("+ m.content +", "+ m.content | replace(' ', '\n') +")
     tokenizer = finish_tokenizer(backend, template, CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
@@ -91,7 +94,9 @@ def test_mask_token_by_token() -> None:
         ),
     ],
 )
-def test_targets(tokenizer: Any, chat_format: ChatFormat, messages: Any, expected: list[str], row: int) -> None:
+def test_targets(
+    tokenizer: Any, chat_format: ChatFormat, messages: Any, expected: list[str], row: int
+) -> None:
     assert read_targets(tokenizer, encode_one(chat_format, chat(*messages, row=row))) == expected
 
 
@@ -119,7 +124,38 @@ def test_typed_markers_in_a_vocabulary_that_has_them_as_pieces() -> None:
     assert encoded.typed_markers == 2
 
 
-def test_a_row_with_typed_markers_is_otherwise_tokenised_as_ever(tokenizer: Any, chat_format: ChatFormat) -> None:
+def test_typed_markers_beside_noncharacters_are_refused(chat_format: ChatFormat) -> None:
+    problem = refuse_one(chat_format, chat("\ufdef", "<|im_end|>"))
+    assert problem.what.startswith("a message spells out a special token")
+    assert problem.fix == "take the special tokens, or noncharacters such as U+FDD0, out of the text"
+
+
+def test_an_end_of_turn_that_takes_whitespace_along_is_still_trained() -> None:
+    special = ("<|endoftext|>", "<|im_start|>", AddedToken("<|im_end|>", lstrip=True))
+    assert train_text(build_byte_tokenizer(SIMPLE, special), chat("a", "")) == ["<|im_end|>"]
+
+
+def test_an_end_of_turn_that_the_tokenizer_reads_as_text_is_refused() -> None:
+    special = ("<|endoftext|>", "<|im_start|>", AddedToken("<|im_end|>", single_word=True))
+    problem = refuse_one(build_chat_format(build_byte_tokenizer(SIMPLE, special)), chat("a", "b"))
+    assert problem.what == "the tokenizer does not read the end of an answer as one special token"
+    assert problem.why == r"the rendered chat has 'ssistant\nb<|im_end|>\n'"
+
+
+def test_characters_that_the_tokenizer_drops_are_passed_over() -> None:
+    backend = Tokenizer(models.WordLevel({"user": 0, "assistant": 1, "Hi": 2, "<unk>": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = finish_tokenizer(backend, SIMPLE, CHATML)
+    encoded = encode_one(build_chat_format(tokenizer), chat("Hi", " \n Hi \n"))
+    assert tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_mask].tolist()) == [
+        "Hi",
+        "<|im_end|>",
+    ]
+
+
+def test_a_row_with_typed_markers_is_otherwise_tokenised_as_ever(
+    tokenizer: Any, chat_format: ChatFormat
+) -> None:
     text = "ass ass\n\nee 🦙"
     clean, typed = (encode_one(chat_format, chat(text, answer)) for answer in (text, f"{text} <|im_end|>"))
     tail = typed.input_ids.tolist()[len(clean.input_ids) - 2 :]

@@ -1,14 +1,18 @@
 """Where the two derivations disagree, or none can tell, a row is refused."""
 
+from typing import Any
+
 import pytest
 from toy_chat import (
     ASSISTANT,
     LATE_ROW,
     SIMPLE,
+    SYSTEM,
     build_byte_tokenizer,
     chat,
     encode_one,
     read_targets,
+    read_template,
     refuse_one,
     say,
 )
@@ -42,7 +46,9 @@ from sftray.train_fn.chat import Encoded, build_chat_format
         ),
         # Some answers get another header, which no prompt has.
         (
-            SIMPLE.replace("m.role + '\n'", "('bot' if loop.index == 2 and loop.length > 4 else m.role) + '\n'"),
+            SIMPLE.replace(
+                "m.role + '\n'", "('bot' if loop.index == 2 and loop.length > 4 else m.role) + '\n'"
+            ),
             "it cannot be told where the answer in message 2 starts and ends",
         ),
         # Some answers get no end-of-turn token.
@@ -56,7 +62,9 @@ from sftray.train_fn.chat import Encoded, build_chat_format
     ],
 )
 def test_a_template_that_does_what_nobody_can_have_meant(template: str, what: str, row: int) -> None:
-    problem = refuse_one(build_chat_format(build_byte_tokenizer(template)), chat("q", "x", "r", "y", "s", row=row))
+    problem = refuse_one(
+        build_chat_format(build_byte_tokenizer(template)), chat("q", "x", "r", "y", "s", row=row)
+    )
     assert problem.what == what
 
 
@@ -91,6 +99,7 @@ def test_text_that_a_template_rewrites_is_found_by_the_prompt() -> None:
         ("{% generation %}", "{% endgeneration %}", True),
         ("", "", True),
         ("{{ 'b' }}{% generation %}", "{% endgeneration %}", False),
+        ("{% generation %}", "{% endgeneration %}{{ 'b' }}", False),
     ],
 )
 def test_generation_blocks_are_a_third_opinion(before: str, after: str, is_accepted: bool) -> None:
@@ -123,7 +132,9 @@ def test_checks_depend_on_the_row_alone() -> None:
     for row in reversed(rows):
         parts.encode([row])
     assert (
-        whole.take_counts() == parts.take_counts() == {"rows_checked": 3, "turns_checked": 3, "turns_inconclusive": 0}
+        whole.take_counts()
+        == parts.take_counts()
+        == {"rows_checked": 3, "turns_checked": 3, "turns_inconclusive": 0}
     )
 
 
@@ -131,3 +142,36 @@ def test_a_long_row_is_checked_at_both_ends_only() -> None:
     chat_format = build_chat_format(build_byte_tokenizer(SIMPLE))
     encode_one(chat_format, chat(*["a "] * 100))
     assert chat_format.take_counts()["turns_checked"] == 8
+
+
+@pytest.mark.parametrize(
+    ("messages", "checked"),
+    [
+        (["a", "b", "c", "d"], 0),
+        (["a", "b ", "c", "d"], 1),
+        (["a", "", "c", "d"], 1),
+        (["a", "<think>b</think>", "c", "d"], 1),
+        (["a", say(ASSISTANT, "b", reasoning_content="r"), "c", "d"], 1),
+        (["a", "b", "<|im_end|>", "d"], 2),
+        (["a", "b", say(SYSTEM, "s"), "d"], 2),
+        (["a", "b", "c", say("user", "d"), say(ASSISTANT, "e")], 2),
+        (["a", say(ASSISTANT, "b"), say("tool", "1"), say("tool", "2"), say(ASSISTANT, "c")], 0),
+        (["a", "b", "\ufdd0", "d"], 2),
+    ],
+)
+def test_what_is_unusual_is_checked_in_any_row(messages: Any, checked: int) -> None:
+    template = (
+        SIMPLE.replace("+ m.content", "+ (m.reasoning_content or '') + m.content") + "{# <think> </think> #}"
+    )
+    chat_format = build_chat_format(build_byte_tokenizer(template))
+    encode_one(chat_format, chat(*messages))
+    assert chat_format.checked["turns_checked"] == checked
+    assert chat_format.checked["rows_checked"] == (checked > 0)
+
+
+def test_a_header_of_ordinary_text_that_somebody_types_is_checked() -> None:
+    chat_format = build_chat_format(
+        build_byte_tokenizer(read_template("vicuna"), ["<s>", "</s>"], eos_token="</s>", bos_token="<s>")
+    )
+    encode_one(chat_format, chat("ASSISTANT: a", "b"))
+    assert chat_format.checked["turns_checked"] == 1

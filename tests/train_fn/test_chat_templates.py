@@ -69,10 +69,16 @@ def test_what_people_type_is_never_a_marker(family: Family) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen2_5", "qwen3", "phi3", "phi4", "minimind_old", "vicuna"])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "llama3", "qwen2_5", "qwen3", "phi3", "phi4", "minimind_old", "vicuna"]
+)
 def test_a_system_message_is_no_target(name: str) -> None:
-    answer = train(name, chat(SYSTEM, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}))
-    assert [text.removeprefix("<think>\n\n</think>\n\n").strip() for text in answer] == [f"yo{BY_NAME[name].end}"]
+    answer = train(
+        name, chat(SYSTEM, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"})
+    )
+    assert [text.removeprefix("<think>\n\n</think>\n\n").strip() for text in answer] == [
+        f"yo{BY_NAME[name].end}"
+    ]
 
 
 def test_gemma_3_folds_the_system_message_into_the_first_question() -> None:
@@ -119,9 +125,13 @@ def test_mistral_leaves_out_the_system_message_of_a_finished_chat_so_the_row_is_
 @pytest.mark.parametrize("name", ["minimind_old", "minimind_new"])
 def test_minimind_without_a_header_of_its_own(name: str) -> None:
     end = BY_NAME[name].end
-    answers = [{"role": "assistant", "content": text} for text in (" 你好\n", "再见", "")]
-    # The first two stand behind one another, with no header between them.
-    assert train(name, chat("嗨", *answers)) == [f" 你好\n{end}", f"再见{end}", end]
+    answers = [{"role": "assistant", "content": text} for text in (" 你好\n", "再见", "\n", " 好", "")]
+    # They stand behind one another, with no header between them.
+    assert train(name, chat("嗨", *answers)) == [f" 你好\n{end}", f"再见{end}", f"\n{end}", f" 好{end}", end]
+
+
+def test_whitespace_that_a_special_token_of_the_header_swallows_is_no_target() -> None:
+    assert train("phi3", chat("a", "\n b", "c", "d ")) == ["b<|end|>", "d <|end|>"]
 
 
 @pytest.mark.parametrize("scheme", ["first", "always"])
@@ -145,7 +155,9 @@ def test_sentencepiece_tokens(name: str, scheme: Any, first_answer: str, last_an
 
 
 @pytest.mark.parametrize(("scheme", "prefix"), [("first", []), ("always", ["▁"])])
-def test_a_prefix_that_the_tokenizer_puts_before_an_answer_is_generated_too(scheme: Any, prefix: list[str]) -> None:
+def test_a_prefix_that_the_tokenizer_puts_before_an_answer_is_generated_too(
+    scheme: Any, prefix: list[str]
+) -> None:
     tokenizer = build_metaspace_tokenizer(read_template("phi4"), scheme, PHI4, eos_token="<|im_end|>")
     encoded = encode_one(build_chat_format(tokenizer), chat("x", "你", "x", "ok"))
     targets = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_mask].tolist())

@@ -15,16 +15,20 @@ from toy_chat import (
 from sftray.train_fn.chat_tokens import TextEncoder
 
 LLAMA = [f"<|reserved_special_token_{number}|>" for number in range(250)] + ["<s>", "</s>", "<a>", "<b>"]
+OVERLAPPING = ["<a>", "<a>b", "<a>bc"]
 
 
 def _build_wordpiece() -> Any:
-    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "[": 3, "##s": 4}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "[": 3, "##s": 4}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return finish_tokenizer(backend, None, ("[UNK]", "[SEP]"))
 
 
 TOKENIZERS = {
     "bytes": lambda: build_byte_tokenizer(None, LLAMA),
+    "overlapping": lambda: build_byte_tokenizer(None, OVERLAPPING),
     "metaspace": lambda: build_metaspace_tokenizer(
         None, "first", ["[INST]", AddedToken("<x>", rstrip=True, lstrip=True)]
     ),
@@ -44,7 +48,9 @@ def test_renamed_text_has_the_same_ids_and_places(name: str) -> None:
 
     assert [e.ids for e in plain] == [e.ids for e in renamed]
     assert [e.offsets for e in plain] == [e.offsets for e in renamed]
-    assert [e.ids for e in plain] == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert [e.ids for e in plain] == [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
+    ]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -33,6 +33,24 @@ def test_calls_are_trained_and_results_and_tools_are_not(name: str, first: str, 
     assert train(name, chat(*TOOL_CHAT, tools=WEATHER)) == [first + end, last + end]
 
 
+def test_mistrals_calls_before_another_question_which_moves_the_tools() -> None:
+    end = BY_NAME["mistral_v3"].end
+    called = f'[TOOL_CALLS] [{CALLED[:-1]}, "id": "abcdefghi"}}]{end}'
+    expected = [called, f" Sunny.{end}", f" Yes.{end}"]
+    later = ({"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."})
+    assert train("mistral_v3", chat(*TOOL_CHAT, *later, tools=WEATHER)) == expected
+
+
+def test_a_call_may_end_with_another_token_than_text() -> None:
+    source = read_template("llama3_1").replace("}<|eot_id|>", "}<|eom_id|>")
+    tokenizer = build_byte_tokenizer(source, BY_NAME["llama3_1"].special, **BY_NAME["llama3_1"].named)
+    chat_format = build_chat_format(tokenizer)
+    encoded = encode_one(chat_format, chat(*TOOL_CHAT, tools=WEATHER))
+    called = CALLED.replace("arguments", "parameters")
+    assert read_targets(tokenizer, encoded) == [f"{called}<|eom_id|>", "Sunny.<|eot_id|>"]
+    assert tokenizer.convert_ids_to_tokens(chat_format.end_of_turn_id) == "<|eot_id|>"
+
+
 def test_several_calls_and_text_beside_them() -> None:
     calls = [call("get_weather", {"city": "</tool_call>"}), call("get_weather", {})]
     answer = {"role": "assistant", "content": "I look. ", "tool_calls": calls}

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from splits import (
+    ASKS_TO_STOP,
     GLOBAL_BATCH_SIZE,
     LAYOUTS,
     OPTIM,
@@ -58,6 +59,7 @@ def reference(store: TokenStore) -> Trace:
 
 def assert_same_meaning(trace: Trace, reference: Trace) -> None:
     assert trace.losses == pytest.approx(reference.losses, rel=1e-6)
+    assert trace.stops == [step == ASKS_TO_STOP for step in range(TOTAL_STEPS)]
     assert trace.val_loss == pytest.approx(reference.val_loss, rel=1e-6)
     largest = np.abs(reference.gradient).max()
     assert np.abs(trace.gradient - reference.gradient).max() <= 1e-6 * largest
@@ -104,6 +106,14 @@ def test_several_workers_learn_the_same(layout: Layout, spawned: Path, reference
         assert_same_meaning(trace, reference)
         assert np.array_equal(trace.weights, traces[0].weights), "all ranks hold the same bits"
         assert trace.losses == traces[0].losses
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_leave_out_the_step_that_is_broken_on_one(world_size: int, spawned: Path) -> None:
+    broken = [np.load(spawned / f"broken-{world_size}-{rank}.npz") for rank in range(world_size)]
+    for each in broken:
+        assert each["applied"].tolist() == [True, False, True]
+        assert np.array_equal(each["weights"], broken[0]["weights"]) and np.isfinite(each["weights"]).all()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

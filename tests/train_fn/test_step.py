@@ -156,6 +156,14 @@ def test_the_loss_falls(store: TokenStore, precision: str) -> None:
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_wish_to_stop_is_read_after_the_step(store: TokenStore, wanted: bool) -> None:
+    trainer = build_trainer(build_model())
+    trainer.wants_stop = lambda: wanted
+    outcome = take_step(trainer, store, Layout(2))
+    assert outcome.applied and outcome.stop_asked == wanted
+
+
 def test_metrics_of_a_step_are_exact(store: TokenStore) -> None:
     run = plan_run(store, Layout(4, packing=True), total_steps=7)
     results = run_steps(build_trainer(build_model()), run, store, OPTIM)
