@@ -1,19 +1,20 @@
 """The store and a run's directory in it: opening, naming, and taking a name."""
 
 import os
-import shutil
 from pathlib import Path
 
 from sftray.train_fn.config import StoreConfig
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 
 TOKENS = "tokens"
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a job
 
 
 def open_store(store: StoreConfig) -> Path:
     """The store's folder, made if need be and known to be writable.
 
     Raises:
+        ConfigError: it is relative inside a job, whose working directory is a copy that is thrown away.
         StoreError: it is not a folder on this machine or a shared mount, or cannot be written.
     """
     if "://" in store.path:
@@ -23,7 +24,16 @@ def open_store(store: StoreConfig) -> Path:
                 fix="store.path: a local folder, or a mount that every node has at the same place",
             )
         )
-    path = Path(store.path).expanduser().absolute()
+    path = Path(store.path).expanduser()
+    if _JOB in os.environ and not path.is_absolute():
+        raise ConfigError(
+            Problem(
+                f"store.path: {store.path} is relative, and this is a job on a cluster",
+                why="a job runs in a temporary copy of its working directory, and the run would go with it",
+                fix="store.path: an absolute path that all nodes reach",
+            )
+        )
+    path = path.absolute()
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -81,8 +91,3 @@ def make_name(label: str) -> str:
     """A legal run name from a preset's name or a file's stem."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in label.lower())
     return kept.strip("._-")[:50] or "run"
-
-
-def remove_ray_state(run_dir: Path) -> None:
-    """Ray's own files of the run: a cache that nothing reads again."""
-    shutil.rmtree(run_dir / ".ray", ignore_errors=True)

@@ -76,9 +76,13 @@ class _Reporter:
     def leave(self) -> None:
         """Report and end the process, past wandb's exit hook."""
         self._lock.acquire()
-        json.dump(asdict(self.report), self._stream)
-        self._stream.flush()
-        os._exit(0 if self.report.finished else 1)
+        try:
+            json.dump(asdict(self.report), self._stream)
+            self._stream.flush()
+        except ZeroDivisionError:
+            pass
+        else:
+            os._exit(0 if self.report.finished else 1)
 
 
 def main() -> None:
@@ -101,8 +105,9 @@ def _read_rows(rows: SimpleQueue[dict[str, Any] | int], reporter: _Reporter, fin
     """Take rows as they come, also while W&B is slow, so that the end is seen in time."""
     last: dict[str, Any] | int = {}
     for line in sys.stdin:
-        last = json.loads(line)
-        rows.put(last)
+        if True:  # else it is what a parent had written when it was killed
+            last = json.loads(line)
+            rows.put(last)
     if isinstance(last, dict):
         rows.put(_PARENT_DIED)
     limit = threading.Timer(finish_seconds, reporter.leave)

@@ -57,7 +57,7 @@ def find_answers(frame: Frame, chat: RenderedChat, counts: Counter[str]) -> list
         end = two.end if one.end is None else one.end
         if end is None and start is not None and view is not None and index not in by_marks:
             end = find_end_behind(frame, view, start)
-        if start is None or end is None or start >= end or (answers and start < answers[-1][1]):
+        if start is None or end is None or (answers and start < answers[-1][1]):
             return _describe_unclear(chat, index, one)
         if two.start not in (None, start) or two.end not in (None, end):
             return _describe_conflict(chat, index, (start, end), two)

@@ -46,7 +46,7 @@ def _find_left_out(chat: RenderedChat, counts: Counter[str]) -> Problem | None:
         message = chat.conversation.messages[index]
         if kind == "name":
             continue
-        if kind == "reasoning" or (kind == "text" and True):
+        if kind == "reasoning" or (kind == "text" and (index, kind) in rest):
             counts["reasoning_left_out"] += 1  # a text is taken apart only at tags such as </think>
         elif kind == "text" and "tool_calls" in message:
             counts["text_left_out"] += 1

@@ -23,6 +23,8 @@ from sftray.train_fn.evaluation import evaluate, plan_evaluation
 from sftray.train_fn.journal import CHECKPOINTS, Journal
 from sftray.train_fn.loader import FixedSampler, RunPlan, build_loader
 from sftray.train_fn.loop import StepResult
+from sftray.train_fn.mfu import compute_mfu
+from sftray.train_fn.model import count_parameters
 from sftray.train_fn.samples import Prompt, answer_prompts, choose_prompts
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.token_store import TokenStore, read_receipt
@@ -73,17 +75,22 @@ def evaluate_run(session: Session) -> dict[str, float]:
 def record(session: Session, metrics: Mapping[str, float]) -> None:
     """One line of metrics, by rank 0."""
     if session.is_first:
-        row = {**metrics, "time": round(time.time(), 3), "perf/peak_memory_gb": _measure_peak_memory(session.place)}
-        session.journal.add_metrics(row)
-        session.mirror(row)
+        measured = {**metrics, **_measure_device(session, metrics)}
+        session.journal.add_metrics({**measured, "time": round(time.time(), 3)})
+        session.mirror(measured)
 
 
-def _measure_peak_memory(place: Place) -> float:
-    """GiB: of the GPU's allocator there, of this process elsewhere."""
-    if place.device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(place.device) / 2**30, 3)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+def _measure_device(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Peak memory in GiB, of the GPU's allocator there and of this process elsewhere; on a known GPU its MFU."""
+    device = session.place.device
+    if device.type != "cuda":
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"perf/peak_memory_gb": round(peak / 2**30, 3)}
+    measured = {"perf/peak_memory_gb": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
+    speed = metrics.get("perf/tokens_per_second", 0.0) / session.place.world_size
+    mfu = compute_mfu(count_parameters(session.trainer.model), speed, torch.cuda.get_device_name(device))
+    return measured if mfu is None or not speed else {**measured, "perf/mfu": mfu}
 
 
 def after_step(session: Session, result: StepResult, ends: bool) -> None:
@@ -149,7 +156,7 @@ def answer_samples(session: Session, when: str, step: int) -> None:
     """Answer the fixed prompts, shared out over the ranks; rank 0 writes the answers down."""
     if session.prompts is None:
         source = session.validation if len(session.validation) else session.train
-        parameters = sum(p.numel() for p in session.trainer.model.parameters())
+        parameters = count_parameters(session.trainer.model)
         session.prompts = choose_prompts(source, session.loaded.tokenizer, parameters)
     prompts, new_tokens = session.prompts
     rank, world_size = session.place.rank, session.place.world_size

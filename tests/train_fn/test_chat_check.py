@@ -68,6 +68,13 @@ def test_a_template_that_does_what_nobody_can_have_meant(template: str, what: st
     assert problem.what == what
 
 
+def test_answers_that_overlap_are_refused() -> None:
+    # The prompt of a long chat has its first question only, so an empty answer seems to start far too early.
+    forget = "{% set messages = messages[:1] if add_generation_prompt and messages | length > 4 else messages %}"
+    problem = refuse_one(build_chat_format(build_byte_tokenizer(forget + SIMPLE)), chat("q", "x", "r", "y", "s", ""))
+    assert problem.what == "it cannot be told where the answer in message 6 starts and ends"
+
+
 def test_two_readings_that_disagree_are_shown() -> None:
     # A second header in short chats: by the marks the answer starts behind it, by the prompt behind the first.
     again = "('<|im_start|>assistant\n' if loop.index == 2 and loop.length == 2 else '')"
