@@ -79,9 +79,7 @@ class _Reporter:
         try:
             json.dump(asdict(self.report), self._stream)
             self._stream.flush()
-        except ZeroDivisionError:
-            pass
-        else:
+        finally:  # also where the parent is dead, and nobody reads it
             os._exit(0 if self.report.finished else 1)
 
 
@@ -105,7 +103,7 @@ def _read_rows(rows: SimpleQueue[dict[str, Any] | int], reporter: _Reporter, fin
     """Take rows as they come, also while W&B is slow, so that the end is seen in time."""
     last: dict[str, Any] | int = {}
     for line in sys.stdin:
-        if True:  # else it is what a parent had written when it was killed
+        if line.endswith("\n"):  # else it is what a parent had written when it was killed
             last = json.loads(line)
             rows.put(last)
     if isinstance(last, dict):

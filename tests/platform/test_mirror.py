@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -72,18 +73,14 @@ def test_rows_arrive_while_a_process_writes_them(tmp_path: Path) -> None:
 
 
 def test_events_and_rows_come_in_the_order_of_their_times(tmp_path: Path) -> None:
-    journal, mirror = Journal(tmp_path), Recorder()
-    with Follower(tmp_path, [mirror]):
-        journal.add_event("running", 1)
-        for step in (1, 2):
-            journal.add_metrics({"step": step, "time": time.time() + step})
-        journal.add_event("checkpoint", 1)
-    assert [call for call in mirror.calls if isinstance(call, int)] == [1, 2]
-
-    again = Recorder()
-    with Follower(tmp_path, [again], replay=True):
+    events = [{"state": "running", "time": 10.0}, {"state": "checkpoint", "time": 12.0}]
+    rows = [{"step": 1, "time": 11.0}, {"step": 2, "time": 13.0}]
+    for name, values in ((EVENTS, events), (METRICS, rows)):
+        (tmp_path / name).write_text("".join(json.dumps(value) + "\n" for value in values))
+    mirror = Recorder()
+    with Follower(tmp_path, [mirror], replay=True):
         pass
-    assert again.calls == ["running", "checkpoint", 1, 2]
+    assert mirror.calls == ["running", 1, "checkpoint", 2]
 
 
 def test_leaving_hands_on_what_is_left_and_closes(tmp_path: Path) -> None:
@@ -144,6 +141,17 @@ def test_rewind_to_the_beginning_and_on(tmp_path: Path) -> None:
         journal.rewind(0)
         add_row(journal, 0)
     assert mirror.calls == [0, 0]
+
+
+def test_file_cut_in_place_is_read_from_its_start(tmp_path: Path) -> None:
+    journal, mirror = Journal(tmp_path), Recorder()
+    with Follower(tmp_path, [mirror]):
+        for step in (1, 2):
+            add_row(journal, step)
+        wait_until(lambda: mirror.calls == [1, 2])
+        os.truncate(tmp_path / METRICS, 0)
+        add_row(journal, 1)
+    assert mirror.calls == [1, 2, 1]
 
 
 def test_history_of_a_resumed_run_is_not_handed_on(tmp_path: Path) -> None:
@@ -210,7 +218,9 @@ def test_hanging_mirror_is_left_behind(
 
 
 @pytest.mark.parametrize("line", [b"\0\0\0\0\n", b"{'step': 1}\n", b"[1]\n", b"\xff\n"])
-def test_line_that_is_no_row_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
+def test_line_that_is_no_row_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
     mirror = Recorder()
     with Follower(tmp_path, [mirror]), (tmp_path / METRICS).open("ab", buffering=0) as file:
         file.write(line)

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def break_one_rank(layout: Layout, store: TokenStore, rank: int) -> tuple[list[b
     applied = []
     for step in range(3):
         factor = math.nan if step == 1 and rank == layout.world_size - 1 else 1.0
-        hook = trainer.head.head.weight.register_hook(lambda gradient, factor=factor: gradient * factor)
+        hook = next(trainer.model.parameters()).register_hook(partial(torch.mul, other=factor))
         applied.append(run_steps(trainer, run, store, OPTIM, step, step + 1)[0].outcome.applied)
         hook.remove()
     return applied, flatten(trainer.model.parameters())

@@ -115,10 +115,12 @@ def build_trainer(
     """A trainer on the CPU; wrapped in DDP where there are several workers."""
     device = torch.device("cpu")
     head = TargetHead(model)
-    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    wrapped = model
+    if world_size > 1:
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     return Trainer(
         model=model,
-        wrapped=DistributedDataParallel(model, **options) if world_size > 1 else model,
+        wrapped=wrapped,
         head=head,
         optimizer=build_optimizer(model, optim or OptimConfig(learning_rate=1e-3)),
         scaler=build_scaler(device, precision),

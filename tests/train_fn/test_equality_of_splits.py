@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from splits import (
     ASKS_TO_STOP,
     GLOBAL_BATCH_SIZE,
@@ -27,6 +26,7 @@ from splits import (
     open_store,
 )
 from tiny import PAD_ID, Layout, build_model, build_tokenizer, build_trainer, plan_run, run_steps
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM
 
 from sftray.train_fn.batch import compute_labels
@@ -36,7 +36,7 @@ from sftray.train_fn.trainer import write_checkpoint
 from sftray.train_fn.trainer_state import load_trainer_state
 
 CPU = torch.device("cpu")
-DROPOUT = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
+DROPOUT: dict[str, Any] = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 def spawned(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder with the traces of all layouts of two and three workers, as real processes under DDP."""
     out = tmp_path_factory.mktemp("traces")
-    torch.multiprocessing.spawn(follow_all, (store.folder, out), nprocs=3)
+    spawn(follow_all, (store.folder, out), nprocs=3)  # type: ignore[no-untyped-call]  # torch has no annotation here
     yield out
 
 
@@ -132,7 +132,7 @@ def test_the_same_layout_of_one_worker_gives_the_same_bits(store: TokenStore) ->
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("killed_after", [1, 11])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
-    family: str, keys: dict[str, float], precision: str, killed_after: int, store: TokenStore, tmp_path: Path
+    family: str, keys: dict[str, Any], precision: str, killed_after: int, store: TokenStore, tmp_path: Path
 ) -> None:
     """Through a checkpoint on disk, in the middle of an epoch; with dropout its random numbers too."""
     run = plan_run(store, Layout(2, packing=True), TOTAL_STEPS)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import PAD_ID, Layout, build_model, build_trainer, draw_examples, write_store
 
-from sftray.train_fn.batch import Example, compute_labels
+from sftray.train_fn.batch import Batch, Example, compute_labels
 from sftray.train_fn.evaluation import evaluate, plan_evaluation
 from sftray.train_fn.loader import FixedSampler, build_loader
 from sftray.train_fn.step import Trainer
@@ -50,7 +50,7 @@ def expected(trainer: Trainer, examples: list[Example]) -> tuple[float, int]:
     return total, count
 
 
-def load(store: TokenStore, layout: Layout, rank: int) -> list[dict[str, torch.Tensor]]:
+def load(store: TokenStore, layout: Layout, rank: int) -> list[Batch]:
     forwards = plan_evaluation(store.lengths, rank, layout.world_size, layout.budget)
     return list(build_loader(store, FixedSampler(forwards), PAD_ID, on_gpu=False))
 
@@ -86,9 +86,9 @@ def test_evaluation_changes_nothing(store: TokenStore, trainer: Trainer) -> None
 
 
 def test_the_model_trains_on_after_a_failed_evaluation(trainer: Trainer, store: TokenStore) -> None:
-    broken = [{**batch, "input_ids": batch["input_ids"] + 1000} for batch in load(store, Layout(4), 0)[:1]]
+    batch = load(store, Layout(4), 0)[0]
     with pytest.raises(IndexError):
-        evaluate(trainer, broken)
+        evaluate(trainer, [{**batch, "input_ids": batch["input_ids"] + 1000}])
     assert trainer.model.training
 
 

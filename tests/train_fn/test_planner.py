@@ -48,16 +48,33 @@ def test_every_example_stands_in_one_row_of_one_rank(lengths: list[int], world_s
     assert sorted(i for forwards in plan for i in list_examples(forwards)) == list(range(len(lengths)))
 
 
+def assert_in_budget(rows: MicroBatch, lengths: list[int], budget: Budget) -> None:
+    assert rows and all(rows)
+    if budget.packing:
+        assert len(rows) * max(sum(lengths[i] for i in row) for row in rows) <= budget.tokens
+        assert len(rows) <= (budget.max_rows or len(rows))
+    else:
+        assert len(rows) <= budget.examples and all(len(row) == 1 for row in rows)
+
+
 @planned
 @given(lengths=LENGTHS, world_size=WORLD_SIZES, budget=BUDGETS)
 def test_every_forward_keeps_the_budget(lengths: list[int], world_size: int, budget: Budget) -> None:
-    for rows in (rows for forwards in plan_step(lengths, world_size, budget) for rows in forwards):
-        assert rows and all(rows)
-        if budget.packing:
-            assert len(rows) * max(sum(lengths[i] for i in row) for row in rows) <= budget.tokens
-            assert len(rows) <= (budget.max_rows or len(rows))
-        else:
-            assert len(rows) <= budget.examples and all(len(row) == 1 for row in rows)
+    for forwards in plan_step(lengths, world_size, budget):
+        for rows in forwards:
+            assert_in_budget(rows, lengths, budget)
+
+
+@pytest.mark.parametrize("tokens", [61, 240, 1000, 4000])
+@pytest.mark.parametrize("max_rows", [None, 1, 2])
+def test_forwards_of_many_examples_keep_the_budget(tokens: int, max_rows: int | None) -> None:
+    lengths = [len(e.input_ids) for e in draw_examples(256)]
+    budget = Budget(tokens, 1, packing=True, max_rows=max_rows)
+    forwards = plan_step(lengths, 1, budget)[0]
+    for rows in forwards:
+        assert_in_budget(rows, lengths, budget)
+    most = max(len(rows) for rows in forwards)
+    assert most == max_rows or (max_rows is None and most > 2) or tokens == 61
 
 
 @planned
