@@ -1,8 +1,11 @@
 """Driving one run: settle the config, prepare tokens, take a directory, train on the cluster, sum up."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,11 @@ from sftray.platform.run_directory import (
 )
 from sftray.platform.summary import RunSummary, summarize
 from sftray.platform.tracking import build_wandb_mirror
+from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
-from sftray.train_fn.journal import CONFIG, DATA, Journal
+from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, Journal
 from sftray.train_fn.model import load_model_config
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
 from sftray.train_fn.token_store import TokenStore
@@ -147,32 +151,38 @@ def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: Ma
 def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     """Train until the end, a stop or a failure, and leave the run's files saying which."""
     journal = Journal(attempt.run_dir)
-    job = _build_job(attempt)
     kind = "GPU" if placement.use_gpu else "CPU"
     journal.add_event("starting", journal.count_attempts(), f"{placement.num_workers} worker(s) on {kind}")
+    with _record_failure(journal), Follower(attempt.run_dir, _build_mirrors(attempt)) as follower:
+        outcome = run_workers(_build_job(attempt), placement, attempt.config.scaling.max_failures)
+        follower.state = "stopped" if outcome["stopped"] else "finished"
+    journal.add_event(follower.state, journal.count_attempts(), step=outcome["step"])
+    if outcome["stopped"]:
+        raise StoppedError(_describe_stop(attempt.run_dir, outcome["step"], "limits.max_minutes is reached"))
+    return summarize(attempt.run_dir)
+
+
+@contextlib.contextmanager
+def _record_failure(journal: Journal) -> Iterator[None]:
+    """Say in the run's events what ended it. Ctrl-C after a checkpoint is a stop from which to go on."""
     try:
-        with Follower(attempt.run_dir, _build_mirrors(attempt)):
-            outcome = run_workers(job, placement, attempt.config.scaling.max_failures)
+        yield
     except UserError as error:
         journal.add_event("failed", journal.count_attempts(), error.problems[0].what)
         raise
     except KeyboardInterrupt:
         journal.add_event("interrupted", journal.count_attempts(), "Ctrl-C")
+        saved = list_checkpoints(journal.folder / CHECKPOINTS)
+        if saved:
+            raise StoppedError(_describe_stop(journal.folder, saved[-1].step, "Ctrl-C")) from None
         raise
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
         journal.add_event("failed", journal.count_attempts(), f"{type(error).__name__}: {error}"[:500])
         raise
-    if outcome["stopped"]:
-        journal.add_event("stopped", journal.count_attempts(), "limits.max_minutes", step=outcome["step"])
-        raise StoppedError(
-            Problem(
-                f"stopped at step {outcome['step']}, saved",
-                why="limits.max_minutes is reached",
-                fix=f"sftray resume {attempt.run_dir}",
-            )
-        )
-    journal.add_event("finished", journal.count_attempts(), step=outcome["step"])
-    return summarize(attempt.run_dir)
+
+
+def _describe_stop(run_dir: Path, step: int, why: str) -> Problem:
+    return Problem(f"stopped; saved at step {step}", why=why, fix=f"sftray resume {run_dir}")
 
 
 def _build_job(attempt: Attempt) -> dict[str, Any]:
@@ -194,6 +204,12 @@ def _build_mirrors(attempt: Attempt) -> list[Any]:
     total_steps = build_run_plan(config, TokenStore(attempt.prepared.folder, "train"), 1).total_steps
     mirrors = [
         build_progress(attempt.console, total_steps, attempt.run_dir.name),
-        build_wandb_mirror(config.tracking, attempt.run_dir, attempt.run_dir.name, config.model_dump(mode="json")),
+        build_wandb_mirror(
+            config.tracking,
+            attempt.run_dir,
+            attempt.run_dir.name,
+            config.model_dump(mode="json"),
+            tell=functools.partial(attempt.console.print, highlight=False, markup=False, soft_wrap=True),
+        ),
     ]
     return [mirror for mirror in mirrors if mirror is not None]

@@ -159,6 +159,13 @@ def test_the_newest_whole_checkpoint_is_found(damage: str, tmp_path: Path) -> No
     assert commit(tmp_path, 2) == find_newest(tmp_path) == broken, "the same step can be saved anew"
 
 
+def test_what_is_wrong_with_a_checkpoint_is_said_in_words(tmp_path: Path) -> None:
+    checkpoint = commit(tmp_path, 1)
+    (checkpoint.folder / "weights").write_bytes(b"short")
+    (checkpoint.folder / "trainer" / "state.json").unlink()
+    assert verify_checkpoint(checkpoint) == ["trainer/state.json is missing", "weights has 5 bytes, not 2048"]
+
+
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     assert find_newest(tmp_path) is None and find_best(tmp_path) is None
     assert find_newest(tmp_path / "absent") is None and prune_checkpoints(tmp_path, keep=1) == []

@@ -97,9 +97,9 @@ def test_answers_of_a_batch_are_those_of_its_prompts_alone(model: Any, at_once: 
     TargetHead(model)  # as in training
     prompts = build_prompts()
     answers = answer_prompts(model, TOKENIZER, prompts, new_tokens=6, at_once=at_once)
+    assert model.training
     assert answers == [answer_alone(model, prompt, 6) for prompt in prompts]
     assert len(set(answers)) > 4, "answers that hang on their prompts"
-    assert model.training
 
 
 def test_an_answer_ends_at_the_end_token() -> None:

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PAD_ID, Layout, build_model, build_trainer, draw_examples, plan_run, run_steps, write_store
+from tiny import (
+    PAD_ID,
+    VOCAB_SIZE,
+    Layout,
+    build_model,
+    build_trainer,
+    draw_examples,
+    plan_run,
+    run_steps,
+    write_store,
+)
 from torch import Tensor
 
 from sftray.train_fn.batch import Batch
@@ -107,6 +117,20 @@ def test_broken_numbers_leave_weights_and_optimizer_alone(
     assert_same(copy_state(trainer), before)
     hook.remove()
     assert take_step(trainer, store, Layout(2)).applied, "the next good step is taken"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_infinite_loss_of_finite_gradients_is_left_out(store: TokenStore, precision: str) -> None:
+    """A target of probability 0: its loss is infinite, the gradient of its logit is -1."""
+    trainer = build_trainer(build_model(), precision=precision)
+    before = copy_state(trainer)
+    targets = next(feed(trainer, plan_run(store, Layout(8), total_steps=1), store))["target_ids"]
+    column = torch.zeros(VOCAB_SIZE).index_fill(0, targets[:1], -math.inf)
+    trainer.head.head.register_forward_hook(lambda module, args, output: output + column)
+    outcome = take_step(trainer, store, Layout(8))
+    assert outcome.loss == math.inf and math.isfinite(outcome.grad_norm)
+    assert not outcome.applied and not outcome.overflowed
+    assert_same(copy_state(trainer), before)
 
 
 def test_an_overflow_lowers_the_scale_until_gradients_fit(store: TokenStore) -> None:
