@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from sftray.train_fn.errors import ClusterError, Problem
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # The Train page of the dashboard is empty without it.
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # How often the controller looks: it paces every report and the notice of a dead worker. Ray's own is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # Workers keep the directory the run was started in, so that relative paths mean the same there.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+# A head node that does not take a connection within this is not there.
+_ANSWER_S = 5.0
 
 
 def has_cluster() -> bool:
@@ -41,6 +43,7 @@ def connect_for(scaling: ScalingConfig) -> Iterator[tuple[Placement, int]]:
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     if has_cluster():
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # else the dashboard's Train page is empty
         _join()
     else:
         check_this_machine(scaling)
@@ -78,24 +81,43 @@ def _start_here() -> None:
     # Ray turns its token authentication on by itself for a cluster that starts here. RAY_AUTH_MODE is left
     # alone: Ray has read it when it was imported, and a mode that is set later holds for the servers only.
     make_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
-    ray.init(
-        address="local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:  # Ray raises just that where its own processes do not come up in time
+        raise ClusterError(
+            Problem(
+                "Ray did not start on this machine",
+                why=str(error).strip().splitlines()[0][:300],
+                fix="try again when the machine is less busy; its logs are in /tmp/ray/session_latest/logs",
+            )
+        ) from error
 
 
 def make_token(path: Path) -> None:
     """A token file that only its owner can read, unless there is one or the environment has the token."""
     if os.environ.get("RAY_AUTH_TOKEN") or path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):  # another start has just made one
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+    except OSError as error:
+        raise ClusterError(
+            Problem(
+                f"the token file of a cluster on this machine cannot be written: {error.strerror}",
+                where=str(path),
+                fix="RAY_AUTH_TOKEN_PATH: a file that this user may write",
+            )
+        ) from error
 
 
 def _join() -> None:
@@ -103,12 +125,20 @@ def _join() -> None:
 
     address = os.environ["RAY_ADDRESS"]
     try:
+        _knock(address)
         ray.init(log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(
             Problem(
                 f"no Ray cluster answers at {address}",
-                why=str(error).strip().splitlines()[0][:300],
+                why=" ".join(str(error).split())[:300] or type(error).__name__,
                 fix="start one (ray start --head), mend RAY_ADDRESS, or unset it to use this machine alone",
             )
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()

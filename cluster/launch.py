@@ -110,6 +110,6 @@ def _describe_lost(failures: dict[int, Exception], max_failures: int) -> Problem
     rank, failure = min(failures.items())
     return Problem(
         f"workers were lost more than {max_failures} time(s); the last was rank {rank}",
-        why=str(failure).strip().splitlines()[0][:300],
+        why=" ".join(str(failure).split())[:300] or type(failure).__name__,
         fix="mend the cause (often memory: a smaller train.micro_batch_size), then sftray resume the run",
     )

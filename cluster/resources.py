@@ -76,9 +76,14 @@ def _describe_shortage(scaling: ScalingConfig, nodes: Sequence[Node], use_gpu: b
     each = f"{cpus} CPU" + (" and 1 GPU" if use_gpu else "")
     has = ", ".join(f"{node.cpus:g} CPU" + (f" and {node.gpus:g} GPU" if use_gpu else "") for node in nodes)
     total = f"{needed * cpus} CPU" + (f" and {needed} GPU" if use_gpu else "")
-    fix = f"scaling.num_workers={fitting}" if fitting else "a machine or a cluster with more of it (RAY_ADDRESS)"
+    if fitting:
+        fix = f"scaling.num_workers={fitting}; the global batch stays what it is if train.global_batch_size is set"
+    elif use_gpu and not any(node.gpus for node in nodes):
+        fix = "scaling.use_gpu=auto, which takes CPUs where there are no GPUs"
+    else:
+        fix = "a machine or a cluster with more of it (RAY_ADDRESS)"
     return Problem(
         f"{needed} workers of {each} each need {total}; the {len(nodes)} node(s) have {has}",
         why=f"{fitting} such workers fit; the others would wait for ever",
-        fix=f"{fix}; the global batch stays what it is if train.global_batch_size is set",
+        fix=fix,
     )

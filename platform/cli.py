@@ -92,8 +92,8 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
         print_json(found.to_json())
     else:
         show_plan(found, console)
-    if found.shortage is not None:
-        raise found.shortage
+    if found.shortage is not None:  # told on standard error alone: the plan's JSON has it already
+        raise typer.Exit(report_problems(found.shortage.problems, found.shortage.exit_code, as_json=False))
 
 
 @runs.command("list")

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import glob
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,10 +34,10 @@ from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, Journal
-from sftray.train_fn.model import load_model_config
+from sftray.train_fn.model import count_parameters_of, load_model_config
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
 from sftray.train_fn.token_store import TokenStore
-from sftray.train_fn.tokenizer import load_tokenizer
+from sftray.train_fn.tokenizer import SHIPPED, load_tokenizer
 from sftray.train_fn.trainer import build_run_plan
 
 # Saving and stopping takes a while, so a time limit is acted upon this much earlier, at most.
@@ -71,8 +73,8 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
         prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
         run_dir = take_run_directory(store, config.name, label)
         resolved = fix_batch(resolved, run_dir.name)
-        (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")
         (run_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
+        (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")  # last: what has it is a run
         return run_attempt(Attempt(run_dir, resolved.config, prepared, console), placement)
 
 
@@ -87,23 +89,33 @@ def resume_run(run_dir: Path, console: Console) -> RunSummary:
     config = load_config(run_dir / CONFIG).config
     store = open_store(config.store.model_copy(update={"path": str(run_dir.absolute().parent)}))
     check_this_machine(config.scaling)
+    prepared = None if has_cluster() else _prepare_again(run_dir, config, store, console)
     with connect_for(config.scaling) as (placement, num_nodes):
-        prepared = prepare_run(config, store, console, choose_map(num_nodes))
-        _refuse_changed_data(run_dir, prepared)
+        prepared = prepared or _prepare_again(run_dir, config, store, console, choose_map(num_nodes))
         return run_attempt(Attempt(run_dir, config, prepared, console), placement)
 
 
-def _refuse_changed_data(run_dir: Path, prepared: Prepared) -> None:
+def _prepare_again(
+    run_dir: Path, config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
+) -> Prepared:
+    """The tokens of a run that is resumed; refuses other examples than it had, or the same cut otherwise."""
+    prepared = prepare_run(config, store, console, map_chunks)
     before = json.loads((run_dir / DATA).read_text(encoding="utf-8"))
-    if before["fingerprints"] != prepared.receipt["fingerprints"]:
+    if _name_examples(before) != _name_examples(prepared.receipt):
         raise ConfigError(
             Problem(
                 "the data is not what it was when the run started",
                 where=str(run_dir / DATA),
                 why="a resumed run continues the same order over the same examples",
-                fix="put the files back as they were, or start a run of another name",
+                fix="put files and settings back as they were, or start a run of another name",
             )
         )
+    return prepared
+
+
+def _name_examples(receipt: dict[str, Any]) -> list[Any]:
+    counts = receipt["splits"]["train"]
+    return [receipt["fingerprints"], counts["kept"], counts["tokens"], counts["target_tokens"]]
 
 
 def settle_paths(resolved: Resolved) -> Resolved:
@@ -111,9 +123,9 @@ def settle_paths(resolved: Resolved) -> Resolved:
     config = resolved.config
     model = config.model.model_copy(
         update={
-            key: str(Path(value).absolute())
+            key: _make_absolute(value)
             for key in ("name", "tokenizer", "chat_template")
-            if (value := getattr(config.model, key)) and Path(value).exists()
+            if (value := getattr(config.model, key)) and _is_local(key, value)
         }
     )
     data = config.data.model_copy(
@@ -126,8 +138,17 @@ def settle_paths(resolved: Resolved) -> Resolved:
     return replace(resolved, config=config.model_copy(update={"model": model, "data": data}))
 
 
+def _is_local(key: str, value: str) -> bool:
+    """Whether it is a path; else it is the name of something that ships or of something on a hub."""
+    return not (key == "tokenizer" and value in SHIPPED) and os.path.exists(os.path.expanduser(value))
+
+
 def _make_absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
+    if "://" in path:
+        return path
+    path = os.path.expanduser(path)
+    is_pattern = glob.has_magic(path) and not os.path.exists(path)
+    return str(Path(glob.escape(os.getcwd()) if is_pattern else os.getcwd(), path))
 
 
 def fix_batch(resolved: Resolved, name: str) -> Resolved:
@@ -140,8 +161,11 @@ def fix_batch(resolved: Resolved, name: str) -> Resolved:
 def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None) -> Prepared:
     """Tokens of the run, found or made; the model is looked at too, for what it says is cheap to know now."""
     loaded = load_tokenizer(config.model)
-    load_model_config(config.model, loaded)
+    count_parameters_of(load_model_config(config.model, loaded))
     prepared = prepare_tokens(config.model, config.data, store / TOKENS, loaded, map_chunks)
+    if loaded.added_tokens:
+        added = " ".join(loaded.added_tokens)
+        console.print(f"tokenizer: {added} added for the chat template", highlight=False, markup=False)
     console.print(describe_preparation(prepared.receipt, prepared.reused), highlight=False, markup=False)
     for line in describe_receipt(prepared.receipt):
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Checking everything and training nothing: what a run would be, cost, and learn from."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,12 +10,14 @@ from sftray.cluster.connection import look_around
 from sftray.cluster.resources import Placement, place_workers
 from sftray.platform.driver import fix_batch, prepare_run, settle_paths
 from sftray.platform.run_directory import check_name_is_free, make_name, open_store
+from sftray.platform.terminal import show_controls
 from sftray.train_fn.batch import Example
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved
 from sftray.train_fn.errors import ClusterError
 from sftray.train_fn.loader import RunPlan
 from sftray.train_fn.model import count_parameters_of, load_model_config
+from sftray.train_fn.order import order_step
 from sftray.train_fn.prepare import Prepared
 from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.token_store import TokenStore
@@ -48,6 +50,7 @@ class Plan:
             "num_parameters": self.num_parameters,
             "memory_bytes_per_worker": self.memory_bytes,
             "fits": self.shortage is None,
+            "shortage": [asdict(problem) for problem in self.shortage.problems] if self.shortage else [],
             "example": [{"text": text, "target": target} for text, target in self.tokens],
         }
 
@@ -77,7 +80,7 @@ def plan_run(resolved: Resolved, label: str, console: Console) -> Plan:
         memory_bytes=estimate_memory(config, model_config, num_parameters, prepared.receipt),
         placement=placement,
         shortage=shortage,
-        tokens=_spell(train[int(run.plan(0).examples[0])], loaded),
+        tokens=_spell(train[int(order_step(run.seed, 0, run.global_batch_size, len(train))[1][0])], loaded),
     )
 
 
@@ -118,21 +121,31 @@ def show_plan(plan: Plan, console: Console) -> None:
         compute_learning_rate(s, run.total_steps, config.optim)
         for s in (0, run.total_steps // 2, run.total_steps - 1)
     ]
-    first = run.plan(0)
     lines = [
         f"model: {plan.num_parameters / 1e6:,.2f}M parameters, {config.train.precision}",
         f"steps: {run.total_steps:,} of {run.global_batch_size} examples, {config.train.epochs} epoch(s) "
         f"of {len(run.lengths):,} examples; {run.count_examples(run.total_steps):,} examples in all",
         f"learning rate: {rates[0]:.3g} at the first step, {rates[1]:.3g} in the middle, {rates[2]:.3g} at the last",
-        f"first step: {[len(forwards) for forwards in first.micro_batches]} forwards by worker, "
-        f"{first.num_tokens:,} tokens, {first.num_target_tokens:,} targets, "
-        f"{1 - first.num_tokens / first.padded_tokens:.1%} padding",
+        *_describe_first_step(plan),
         f"memory: about {plan.memory_bytes / 2**30:.2f} GB for each worker at its peak (an estimate)",
         _describe_placement(plan),
         "one example; what is learned is " + ("in green" if console.is_terminal else "in ⟦ ⟧") + ":",
     ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-    console.print(_paint(plan.tokens, console.is_terminal))
+    console.print(_paint(plan.tokens, console.is_terminal), soft_wrap=True)
+
+
+def _describe_first_step(plan: Plan) -> list[str]:
+    """How it is laid out; nothing where the workers do not fit, who may be far too many to lay out for."""
+    if plan.placement is None:
+        return []
+    first = plan.run.plan(0)
+    counts = [len(forwards) for forwards in first.micro_batches]
+    forwards = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return [
+        f"first step: {forwards} forwards on each worker, {first.num_tokens:,} tokens, "
+        f"{first.num_target_tokens:,} targets, {1 - first.num_tokens / first.padded_tokens:.1%} padding"
+    ]
 
 
 def _describe_placement(plan: Plan) -> str:
@@ -145,7 +158,8 @@ def _describe_placement(plan: Plan) -> str:
 def _paint(tokens: list[tuple[str, bool]], colour: bool) -> Text:
     """Token by token: on a terminal targets in green, tokens told apart by shades; else targets in brackets."""
     text = Text("  ")
-    for index, (token, target) in enumerate(tokens):
+    for index, (written, target) in enumerate(tokens):
+        token = show_controls(written)
         if colour:
             shade = ("black on green", "black on bright_green") if target else ("dim", "dim underline")
             text.append(token, style=shade[index % 2])

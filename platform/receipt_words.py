@@ -22,8 +22,8 @@ def describe_receipt(receipt: dict[str, Any]) -> list[str]:
 
 
 _FATES = {
-    "cut": "rows cut after their last turn that fits",
-    "dropped_overlong": "rows dropped: no answer fits in data.max_seq_len",
+    "cut": "rows cut to fit in data.max_seq_len",
+    "dropped_overlong": "rows dropped: too long for data.max_seq_len",
     "without_target": "rows left out: no target token in them",
     "target_tokens_lost": "target tokens lost by cuts and drops",
     "typed_markers": "special tokens typed in a message, kept as plain text",

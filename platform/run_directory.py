@@ -24,7 +24,7 @@ def open_store(store: StoreConfig) -> Path:
                 fix="store.path: a local folder, or a mount that every node has at the same place",
             )
         )
-    path = Path(store.path).expanduser()
+    path = _expand_home(store.path)
     if _JOB in os.environ and not path.is_absolute():
         raise ConfigError(
             Problem(
@@ -47,6 +47,14 @@ def open_store(store: StoreConfig) -> Path:
             )
         ) from error
     return path
+
+
+def _expand_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        problem = Problem(f"store.path: {path}: {error}", fix="store.path: a path without ~, or ~ of a known user")
+        raise StoreError(problem) from error
 
 
 def take_run_directory(store: Path, name: str | None, label: str) -> Path:
@@ -73,7 +81,12 @@ def take_run_directory(store: Path, name: str | None, label: str) -> Path:
 
 
 def check_name_is_free(store: Path, name: str | None) -> None:
-    """Say that a name is taken before anything costly starts."""
+    """Say that a name is taken, or is the store's own, before anything costly starts."""
+    if name == TOKENS:
+        problem = Problem(
+            f"the name {TOKENS} is taken: prepared data of all runs stands there", str(store / TOKENS), fix="name=…"
+        )
+        raise ConfigError(problem)
     if name is not None and (store / name).exists():
         raise ConfigError(describe_taken(store / name))
 

@@ -56,9 +56,10 @@ def show_summary(summary: RunSummary, console: Console) -> None:
     show_samples(console, summary.samples)
     lines = [f"{summary.run_dir.name}: finished at step {summary.step}"]
     if summary.val_loss_before is not None and summary.val_loss_after is not None:
-        lines.append(f"  validation loss {summary.val_loss_before:.4f} before, {summary.val_loss_after:.4f} after")
+        before, after = float(summary.val_loss_before), float(summary.val_loss_after)  # "nan" is text in JSON
+        lines.append(f"  validation loss {before:.4f} before, {after:.4f} after")
     lines += [
-        f"  {describe_exact_match(summary.samples)}",
+        f"  {describe_exact_match(summary.samples, held_out=summary.val_loss_before is not None)}",
         f"  {summary.target_tokens_per_second:,.0f} target tokens/s (median), "
         f"peak memory of a worker {summary.peak_memory_gb:.2f} GB",
         f"  checkpoint {summary.checkpoint}",

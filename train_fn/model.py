@@ -1,6 +1,7 @@
 """Building the model of a run, and proving on it what packing relies on."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from sftray.train_fn.config import ModelConfig
 from sftray.train_fn.errors import ConfigError, Problem
-from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing
+from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing, explain_foreign
 
 # Kernels sum in different orders for different neighbours; a leak moves logits by far more than this.
 _LEAK_TOLERANCE = 1e-6
@@ -29,7 +30,7 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
         assert model.name is not None
         try:
             config = AutoConfig.from_pretrained(model.name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # over a broken config.json it raises anything; the problem says it
             raise ConfigError(describe_missing(model.name, "model.name", "model", error)) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(
@@ -61,18 +62,32 @@ def _build_scratch_config(scratch: dict[str, Any], loaded: LoadedTokenizer) -> A
         keys.setdefault(name, getattr(tokenizer, name))
     try:
         config = AutoConfig.for_model(architecture, **keys)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            Problem(f"model.scratch: {architecture} refuses these values", why=str(error), fix="mend the values")
-        ) from error
-    if config.vocab_size < len(tokenizer):
+    except Exception as error:  # each architecture's own code runs over these values; the problem says it
         raise ConfigError(
             Problem(
-                f"model.scratch.vocab_size is {config.vocab_size}, below the tokenizer's {len(tokenizer)} tokens",
-                fix=f"vocab_size: {len(tokenizer)}, or leave it out",
+                f"model.scratch: {architecture} refuses these values",
+                why=explain_foreign(error),
+                fix="mend the values",
             )
-        )
+        ) from error
+    problems = list(_find_misfits(config, len(tokenizer)))
+    if problems:
+        raise ConfigError(*problems)
     return config
+
+
+def _find_misfits(config: Any, num_tokens: int) -> Iterator[Problem]:
+    if config.vocab_size < num_tokens:
+        yield Problem(
+            f"model.scratch.vocab_size is {config.vocab_size}, below the tokenizer's {num_tokens} tokens",
+            fix=f"vocab_size: {num_tokens}, or leave it out",
+        )
+    heads, shared = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+        yield Problem(  # else only the first forward would say so
+            f"model.scratch.num_key_value_heads is {shared}, which does not divide the {heads} attention heads",
+            fix=f"num_key_value_heads: {heads}, or a divisor of it",
+        )
 
 
 def _describe_unknown(key: str, given: str, known: list[str]) -> Problem:
@@ -142,11 +157,24 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_parameters_of(config: Any) -> int:
-    """Parameters of a model of this config, without building its weights."""
+    """Parameters of a model of this config, without building its weights.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(config))
+    try:
+        with torch.device("meta"):
+            return count_parameters(AutoModelForCausalLM.from_config(config))
+    except Exception as error:  # an architecture's code checks few of its values first; the problem says it
+        raise ConfigError(
+            Problem(
+                f"model: no causal language model can be built from this config of {config.model_type}",
+                why=explain_foreign(error),
+                fix="mend the values of model.scratch, or name another model",
+            )
+        ) from error
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sftray.train_fn.config import DataConfig, ModelConfig
-from sftray.train_fn.errors import DataError, Problem
+from sftray.train_fn.errors import DataError, Problem, StoreError
 from sftray.train_fn.files import Chunk, find_files, scan_files
 from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt, SplitReceipt
@@ -62,33 +62,46 @@ def prepare_tokens(
 
     Raises:
         DataError: files are missing, rows are bad (the first ones are listed), or nothing is left to train.
+        StoreError: the store cannot be written.
     """
     started = time.monotonic()
     chunks, scan = _scan_splits(data)
     key = _compute_key(scan, loaded, data)
     if (root / key / RECEIPT).exists():
         return Prepared(root / key, read_receipt(root / key), reused=True)
-    draft = make_draft(root, key)
     try:
-        tasks = [
-            ChunkTask(chunk, scan["files"].index(chunk.file), index, str(draft), split, model, data)
-            for split, split_chunks in chunks.items()
-            for index, chunk in enumerate(split_chunks)
-        ]
-        done = sorted((map_chunks or map_on_cores)(tasks), key=lambda receipt: receipt.order)
-        total = _merge(done)
-        _refuse_bad(total, data)
-        receipt = {
-            **scan,
-            "key": key,
-            **total.to_json(),
-            "overlap": find_overlap(draft, scan["files"]),
-            "preparation": _measure(done, total, started),
-        }
-        (draft / RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False, indent=2), encoding="utf-8")
-        return Prepared(publish_draft(draft, root, key), receipt, reused=False)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft = make_draft(root, key)
+        try:
+            tasks = [
+                ChunkTask(chunk, scan["files"].index(chunk.file), index, str(draft), split, model, data, key)
+                for split, split_chunks in chunks.items()
+                for index, chunk in enumerate(split_chunks)
+            ]
+            done = sorted((map_chunks or map_on_cores)(tasks), key=lambda receipt: receipt.order)
+            total = _merge(done)
+            _refuse_bad(total, data)
+            receipt = {
+                **scan,
+                "key": key,
+                **total.to_json(),
+                "overlap": find_overlap(draft, scan["files"]),
+                "preparation": _measure(done, total, started),
+            }
+            (draft / RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False, indent=2), encoding="utf-8")
+            return Prepared(publish_draft(draft, root, key), receipt, reused=False)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:  # the readers have their own errors for the input: this one is the store's
+        raise StoreError(_describe_refusal(root / key, error)) from error
+
+
+def _describe_refusal(folder: Path, error: OSError) -> Problem:
+    return Problem(
+        f"prepared tokens cannot be written to the store: {error.strerror or error}",
+        where=str(error.filename2 or error.filename or folder),
+        why="store.path holds them beside the runs, in tokens/",
+        fix="free space, mend the rights, or remove what stands in the way; or another store.path",
+    )
 
 
 def _scan_splits(data: DataConfig) -> tuple[dict[Split, list[Chunk]], dict[str, Any]]:
@@ -100,12 +113,19 @@ def _scan_splits(data: DataConfig) -> tuple[dict[Split, list[Chunk]], dict[str, 
     files: list[str] = []
     fingerprints: dict[str, str] = {}
     num_bytes = 0
+    problems: list[Problem] = []
     for split, paths in sources.items():
-        scanned = scan_files(find_files(paths, f"data.{split}"))
+        try:
+            scanned = scan_files(find_files(paths, f"data.{split}"))
+        except DataError as error:
+            problems += error.problems
+            continue
         chunks[split] = scanned.chunks
         fingerprints[split] = scanned.fingerprint
         num_bytes += scanned.num_bytes
         files.extend(name for name in dict.fromkeys(c.file for c in scanned.chunks) if name not in files)
+    if problems:
+        raise DataError(*problems)
     return chunks, {"files": files, "num_bytes": num_bytes, "fingerprints": fingerprints}
 
 
@@ -153,14 +173,22 @@ def _refuse_bad(total: ChunkReceipt, data: DataConfig) -> None:
     train = total.splits.get("train", SplitReceipt())
     if train.counts["kept"]:
         return
-    counts = train.counts
-    raise DataError(
-        Problem(
-            "data.train: nothing is left to train",
-            why=f"of {counts['rows']} rows, {counts['dropped_overlong']} have no answer that fits in "
-            f"{data.max_seq_len} tokens and {counts['without_target']} have no target token",
-            fix="raise data.max_seq_len, or give rows with an assistant message",
+    raise DataError(_describe_nothing(train, total.splits.get("validation", SplitReceipt()), data))
+
+
+def _describe_nothing(train: SplitReceipt, validation: SplitReceipt, data: DataConfig) -> Problem:
+    counts, what = train.counts, "data.train: nothing is left to train"
+    if isinstance(data.validation, float) and not counts["rows"]:
+        return Problem(
+            what,
+            why=f"the share of {data.validation} for validation took all {validation.counts['rows']} rows",
+            fix="data.validation: a smaller share, or a file; or more rows",
         )
+    return Problem(
+        what,
+        why=f"of {counts['rows']} rows, {counts['dropped_overlong']} have no answer that fits in "
+        f"{data.max_seq_len} tokens and {counts['without_target']} have no target token",
+        fix="raise data.max_seq_len, or give rows with an assistant message",
     )
 
 

@@ -35,17 +35,19 @@ class ChunkTask:
     split: Split
     model: ModelConfig
     data: DataConfig
+    key: str  # of the store
 
 
 @lru_cache(maxsize=2)
-def _load_format(model_json: str, train_on: Literal["all", "last"]) -> ChatFormat:
+def _load_format(model_json: str, train_on: Literal["all", "last"], key: str) -> ChatFormat:
+    """Once per store and process: the files of a tokenizer may change between two stores, and with them its key."""
     model = ModelConfig.model_validate_json(model_json)
     return build_chat_format(load_tokenizer(model).tokenizer, train_on=train_on)
 
 
 def prepare_chunk(task: ChunkTask) -> ChunkReceipt:
     """Prepare one chunk: write its Arrow files into the task's folder; count bad rows, raise for none."""
-    chat_format = _load_format(task.model.model_dump_json(), task.data.train_on)
+    chat_format = _load_format(task.model.model_dump_json(), task.data.train_on, task.key)
     receipt = ChunkReceipt(order=(task.split, task.index), process_id=os.getpid())
     names: list[Split] = ["train", "validation"] if isinstance(task.data.validation, float) else [task.split]
     receipt.splits = {name: SplitReceipt() for name in names}

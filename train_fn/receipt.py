@@ -1,6 +1,7 @@
 """The data receipt: the fate of every row, in numbers that add up.
 
-rows = kept + dropped_overlong + without_target + bad; cut rows are among the kept.
+rows = kept + dropped_overlong + without_target; cut rows are among the kept. Rows that are bad are no rows, and end
+the preparation.
 """
 
 from collections import Counter

@@ -4,6 +4,7 @@ A store is a folder `tokens/<key>/` with `train-00000.arrow, …`, `validation-0
 the receipt. The key is a digest of everything that decides its content, so a store never changes.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -130,8 +131,9 @@ def make_draft(root: Path, key: str) -> Path:
     """A folder of this process's own to prepare into; drafts left by dead processes for a day are removed."""
     root.mkdir(parents=True, exist_ok=True)
     for old in root.glob(".draft-*"):
-        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner has just published it
+            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
     draft = root / f".draft-{key}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     draft.mkdir()
     return draft
@@ -144,6 +146,6 @@ def publish_draft(draft: Path, root: Path, key: str) -> Path:
         draft.rename(final)
     except OSError:
         if not (final / RECEIPT).exists():
-            raise
+            raise  # a folder that is no store, such as what an interrupted rm -r left of one
         shutil.rmtree(draft)
     return final

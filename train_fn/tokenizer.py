@@ -40,7 +40,7 @@ def load_tokenizer(model: ModelConfig) -> LoadedTokenizer:
     key = "model.tokenizer" if model.tokenizer else "model.name"
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED.get(name, name)), trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # over broken files it raises anything, Exception itself too; the problem says it
         raise ConfigError(describe_missing(name, key, "tokenizer", error)) from error
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -53,12 +53,19 @@ def load_tokenizer(model: ModelConfig) -> LoadedTokenizer:
     return LoadedTokenizer(tokenizer, tuple(ensure_template(tokenizer, model.chat_template)))
 
 
+def explain_foreign(error: BaseException) -> str:
+    """What another library's error says, on one line; with its kind where the text alone may say nothing."""
+    text = " ".join(str(error).split())[:300]
+    if text and isinstance(error, OSError | ValueError):
+        return text
+    return explain_foreign(error.__cause__) if error.__cause__ else f"{type(error).__name__}: {text}"
+
+
 def describe_missing(name: str, key: str, what: str, error: Exception) -> Problem:
     """A hub id or folder that could not be loaded, in words; transformers' own text is the reason."""
-    reason = str(error).strip().splitlines()
     return Problem(
         f"{key}: no {what} can be loaded from {name!r}",
-        why=reason[0][:300] if reason else type(error).__name__,
+        why=explain_foreign(error),
         fix=f"{key}: a folder with the {what}'s files, or a hub id this machine can reach or has cached",
     )
 

@@ -21,7 +21,7 @@ LANGUAGES = ("en", "zh")
 NUM_TRAIN_SUMS = 4000
 NUM_HELD_OUT_PAIRS = 164
 # Conversations of two turns, for each language and kind.
-NUM_TRAIN_JOINED, NUM_VALIDATION_JOINED = 20, 4
+NUM_TRAIN_JOINED, NUM_VALIDATION_JOINED = 50, 4
 VOCAB_SIZE = 768
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # ids 0, 1, 2
@@ -79,15 +79,21 @@ def ask_sum(pair: Pair, sentences: dict[str, Any]) -> Turns:
     return [(prompts[draw("prompt", pair) % len(prompts)].format(a=a, b=b), answer)]
 
 
+def capitalize(text: str) -> str:
+    """With a capital first letter; str.capitalize would make the others small."""
+    return text[0].upper() + text[1:]
+
+
 def ask_about(sentences: dict[str, Any]) -> Split:
-    """Every prompt about everything for training, but for one of each, which is held out for validation."""
+    """Every prompt about everything for training, but for one of each, never the first, for validation."""
     train: list[Turns] = []
     validation: list[Turns] = []
     for thing in sentences["about"]:
-        asked = shuffle((prompt.format(**thing) for prompt in sentences["prompts"]), "held out")
-        rows = [[(text[0].upper() + text[1:], sentences["answer"].format(**thing))] for text in asked]
-        validation += rows[:1]
-        train += rows[1:]
+        first, *others = (prompt.format(**thing) for prompt in sentences["prompts"])
+        held_out, *others = shuffle(others, "held out")
+        answer = sentences["answer"].format(**thing)
+        train += [[(capitalize(text), answer)] for text in (first, *others)]
+        validation.append([(capitalize(held_out), answer)])
     return train, validation
 
 
@@ -110,7 +116,9 @@ def build_rows(sentences: dict[str, Any]) -> Split:
     last: list[Turns] = []
     pairs = split_pairs()
     for place, language in enumerate(LANGUAGES):
-        sums, held_sums = ([ask_sum(pair, sentences["sums"][language]) for pair in part[place::2]] for part in pairs)
+        sums, held_sums = (
+            [ask_sum(pair, sentences["sums"][language]) for pair in part[place::2]] for part in pairs
+        )
         refusals, held_refusals = ask_about(sentences["refusals"][language])
         facts, held_facts = ask_about(sentences["facts"][language])
         train += join(sums, shuffle(refusals + facts, "joined"), NUM_TRAIN_JOINED)
