@@ -61,9 +61,7 @@ class ChatFormat:
         the rest).
     """
 
-    def __init__(
-        self, encoder: TextEncoder, frames: dict[bool, Frame], train_on: Literal["all", "last"]
-    ) -> None:
+    def __init__(self, encoder: TextEncoder, frames: dict[bool, Frame], train_on: Literal["all", "last"]) -> None:
         self.end_of_turn_id: int = encoder.special.ids[frames[False].turn_ends[0]]
         self.checked: Counter[str] = Counter()
         self._encoder = encoder
@@ -85,9 +83,7 @@ class ChatFormat:
         plain = iter(self._encoder.encode([row.text for row in good if not row.chat.typed_markers]))
         renamed = iter(self._encoder.encode_renamed([row.text for row in good if row.chat.typed_markers]))
         return [
-            self._mask(row, next(renamed if row.chat.typed_markers else plain))
-            if isinstance(row, _Row)
-            else row
+            self._mask(row, next(renamed if row.chat.typed_markers else plain)) if isinstance(row, _Row) else row
             for row in rows
         ]
 
@@ -107,9 +103,7 @@ class ChatFormat:
             return _Row(plain, chat, answers)
         if chat.view is None or RESERVED.search(plain):
             what = "a message spells out a special token, and it cannot be told from the chat template's own"
-            return refuse(
-                chat, what, fix="take the special tokens, or noncharacters such as U+FDD0, out of the text"
-            )
+            return refuse(chat, what, fix="take the special tokens, or noncharacters such as U+FDD0, out of the text")
         return _Row(self._rename(chat, chat.view), chat, answers)
 
     def _rename(self, chat: RenderedChat, view: View) -> str:
@@ -184,7 +178,5 @@ def build_chat_format(tokenizer: Any, *, train_on: Literal["all", "last"] = "all
         sources = {False: tokenizer.get_chat_template(), True: tokenizer.get_chat_template(tools=[])}
     except ValueError as error:
         raise ConfigError(Problem("the tokenizer has no chat template", why=str(error), fix=FIX)) from error
-    learnt = {
-        source: learn_frame(Template(tokenizer, source), encoder.special) for source in set(sources.values())
-    }
+    learnt = {source: learn_frame(Template(tokenizer, source), encoder.special) for source in set(sources.values())}
     return ChatFormat(encoder, {has_tools: learnt[source] for has_tools, source in sources.items()}, train_on)

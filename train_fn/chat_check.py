@@ -109,16 +109,12 @@ def _check_blocks(
         left = [block for block in left if block not in own]
         first, last = own[0][0], own[-1][1]
         header = frame.header + frame.prompt_rest
-        is_start = (
-            first == start or plain[first:start] in (header, frame.header) or plain[start:first] == frame.lead
-        )
+        is_start = first == start or plain[first:start] in (header, frame.header) or plain[start:first] == frame.lead
         gap = plain[min(last, end) : max(last, end)].strip()
         if not is_start or (gap and not (last < end and gap in frame.turn_ends)):
             return _describe_conflict(chat, index, (start, end), Reading(first, last))
     if left:
-        what = (
-            f"the template's {{% generation %}} block {plain[slice(*left[0])]!r} is no answer of an assistant"
-        )
+        what = f"the template's {{% generation %}} block {plain[slice(*left[0])]!r} is no answer of an assistant"
         return refuse(chat, what)
     return None
 

@@ -68,7 +68,5 @@ def _find_tool_fault(frame: Frame, chat: RenderedChat) -> Problem | None:
     for found in frame.special.pattern.findall(unmarked):
         if not (frame.cuts.assistant and frame.cuts.assistant.fullmatch(found)):
             what = f"the row's tools, or the ids or arguments of its calls, hold the special token {found!r}"
-            return refuse(
-                chat, what, fix="write it in another way; only in messages can it be kept as plain text"
-            )
+            return refuse(chat, what, fix="write it in another way; only in messages can it be kept as plain text")
     return None

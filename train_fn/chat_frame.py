@@ -159,9 +159,7 @@ def _find_lead(between: str, between_again: str, asked_tail: str) -> str:
     )
 
 
-def _find_header(
-    special: SpecialTokens, close: str, prompt_tail: str, betweens: Sequence[str]
-) -> tuple[str, str]:
+def _find_header(special: SpecialTokens, close: str, prompt_tail: str, betweens: Sequence[str]) -> tuple[str, str]:
     """The header, and the rest of the generation prompt."""
     prompt = prompt_tail[len(close) :]
     heads = [between[len(close) :] for between in betweens]
@@ -183,9 +181,7 @@ def _refuse_header(prompt: str, between: str) -> NoReturn:
 
 def _share(special: SpecialTokens, *texts: str) -> str:
     """The longest common start that cuts no added token in two."""
-    shared = takewhile(
-        lambda units: len(set(units)) == 1, zip(*map(special.units.findall, texts), strict=False)
-    )
+    shared = takewhile(lambda units: len(set(units)) == 1, zip(*map(special.units.findall, texts), strict=False))
     return "".join(units[0] for units in shared)
 
 

@@ -60,8 +60,7 @@ class Template:
     ) -> Any:  # two lists; annotated in transformers as something else
         # Many templates would write a key that is None as "None". With two keys, there is none.
         given = [
-            m if len(m) == 2 else {key: value for key, value in m.items() if value is not None}
-            for m in messages
+            m if len(m) == 2 else {key: value for key, value in m.items() if value is not None} for m in messages
         ]
         options: dict[str, Any] = {"tools": tools, **self._words, **settings}
         return render_jinja_template([given], chat_template=self._text, **options)

@@ -28,9 +28,7 @@ class Reading(NamedTuple):
 NOTHING = Reading()
 
 
-def read_by_marks(
-    frame: Frame, messages: Sequence[Message], marked: MarkedChat, view: View
-) -> dict[int, Reading]:
+def read_by_marks(frame: Frame, messages: Sequence[Message], marked: MarkedChat, view: View) -> dict[int, Reading]:
     """Derivation 1: after the last header before a message's marks, to the first end of turn behind them.
 
     Both are looked for in the template's own text alone, so nothing that a message says can be taken for them.

@@ -80,9 +80,7 @@ def _read_template(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        problem = Problem(
-            f"{_KEY}: the file cannot be read", str(path), str(error), "give a text file in UTF-8"
-        )
+        problem = Problem(f"{_KEY}: the file cannot be read", str(path), str(error), "give a text file in UTF-8")
         raise ConfigError(problem) from error
 
 
@@ -93,9 +91,7 @@ def _check_syntax(source: str, name: str) -> None:
     except TemplateSyntaxError as error:
         line = source.splitlines()[error.lineno - 1].strip() if source else ""
         raise ConfigError(
-            Problem(
-                f"{error.message}", f"{name}:{error.lineno}", f"the line is {line!r}", "correct the template"
-            )
+            Problem(f"{error.message}", f"{name}:{error.lineno}", f"the line is {line!r}", "correct the template")
         ) from error
     except RENDER_ERRORS:
         return

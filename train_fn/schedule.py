@@ -15,7 +15,7 @@ def compute_learning_rate(step: int, total_steps: int, optim: OptimConfig) -> fl
     peak = optim.learning_rate
     if optim.schedule == "minimind":
         return peak / 10 + 0.5 * peak * (1 + math.cos(math.pi * step / total_steps))
-    warmup_steps = math.ceil(optim.warmup_ratio * total_steps)
+    warmup_steps = math.ceil(optim.warmup_ratio * total_steps - 1e-9)  # 0.07 × 100 is 7.000000000000001
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
     if optim.schedule == "constant":

@@ -38,18 +38,26 @@ def load_trainer_state(
     """
     tensors = load_file(checkpoint.folder / _TRAINER / "optimizer.safetensors")
     by_name = dict(model.named_parameters())
+    held = {key.split(".", 1)[1] for key in tensors}
+    if held and (missing := sorted(name for name in by_name.keys() - held if by_name[name].requires_grad)):
+        raise CheckpointError(_describe_other(checkpoint, f"lacks {missing[0]}, which this model has"))
     for key, value in tensors.items():
         part, name = key.split(".", 1)
         if name not in by_name or (value.ndim and value.shape != by_name[name].shape):
+            shape = list(value.shape)
             raise CheckpointError(
-                Problem(
-                    f"the checkpoint holds {name} {list(value.shape)}, which this model does not have",
-                    where=str(checkpoint.folder),
-                    why="it is the checkpoint of another model",
-                    fix="resume with the model of the run, or start a run of another name",
-                )
+                _describe_other(checkpoint, f"holds {name} {shape}, which this model does not have")
             )
         # AdamW keeps its step count on the CPU unless fused on a GPU; torch moves it where it is needed.
         optimizer.state[by_name[name]][part] = value.to(device)
     state: dict[str, Any] = json.loads((checkpoint.folder / _TRAINER / "state.json").read_text(encoding="utf-8"))
     return state
+
+
+def _describe_other(checkpoint: Checkpoint, difference: str) -> Problem:
+    return Problem(
+        f"the checkpoint {difference}",
+        where=str(checkpoint.folder),
+        why="it is the checkpoint of another model",
+        fix="resume with the model of the run, or start a run of another name",
+    )

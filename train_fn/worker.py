@@ -52,7 +52,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
 
     # 3. Distribution. Buffers are constants here, and workers may make unequal numbers of forwards.
     trainer.wrapped = ray.train.torch.prepare_model(
-        trainer.model, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        trainer.model, parallel_strategy_kwargs={"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     )
     deadline = job["deadline"]
     trainer.wants_stop = lambda: deadline is not None and time.time() >= deadline
@@ -103,7 +103,7 @@ def open_attempt(journal: Journal, trainer: Trainer, start_step: int) -> int:
     pids = gather_all(os.getpid())
     attempt = journal.count_attempts() + 1
     if trainer.rank == 0:
-        journal.rewind(start_step or -1)  # a run that begins anew writes its step 0 anew
+        journal.rewind(start_step)
         parameters = count_parameters(trainer.model)
         journal.add_event("running", attempt, step=start_step, pids=pids, num_parameters=parameters)
     return share_first(attempt)

@@ -218,9 +218,7 @@ def test_hanging_mirror_is_left_behind(
 
 
 @pytest.mark.parametrize("line", [b"\0\0\0\0\n", b"{'step': 1}\n", b"[1]\n", b"\xff\n"])
-def test_line_that_is_no_row_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
-) -> None:
+def test_line_that_is_no_row_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
     mirror = Recorder()
     with Follower(tmp_path, [mirror]), (tmp_path / METRICS).open("ab", buffering=0) as file:
         file.write(line)

@@ -108,9 +108,7 @@ def test_steps_written_anew_after_a_rewind_are_kept(run_dir: Path) -> None:
         for steps in ((1, 2, 3), (2, 3, 4)):
             journal.rewind(steps[0] - 1)
             for step in steps:
-                journal.add_metrics(
-                    {"step": step, "perf/step_seconds": time.perf_counter(), "time": time.time()}
-                )
+                journal.add_metrics({"step": step, "perf/step_seconds": time.perf_counter(), "time": time.time()})
             wait_until(lambda: bool(list(run_dir.glob("wandb/*/*.wandb"))))  # the rows so far are under way
     assert [row["step"] for row in read_history(run_dir)] == [1, 2, 3, 2, 3, 4]
     metrics = [record.metric for record in read_records(run_dir) if record.HasField("metric")]
@@ -181,9 +179,7 @@ def test_working_server_gets_the_rows_and_the_key_is_written_nowhere(
         mirror = build(run_dir, told, wandb="online")
         give(mirror, 1, 2)
         close(mirror)
-    assert told == [
-        f"W&B: 2 rows mirrored to {url}/me/sftray/runs/{load_run_id(run_dir).replace(' ', '%20')}"
-    ]
+    assert told == [f"W&B: 2 rows mirrored to {url}/me/sftray/runs/{load_run_id(run_dir).replace(' ', '%20')}"]
 
 
 def test_uploads_that_hang_leave_all_rows_on_the_disk(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +204,7 @@ def test_missing_key_is_told_at_once_and_the_rows_counted(run_dir: Path) -> None
     give(mirror, 1)
     wait_until(lambda: bool(told))
     give(mirror, 2, 3)
-    assert told.pop().startswith(
-        "W&B: the mirror is off, and the run goes on (UsageError: No API key configured"
-    )
+    assert told.pop().startswith("W&B: the mirror is off, and the run goes on (UsageError: No API key configured")
     assert close(mirror) < 1.0
     assert_all_dropped(told, 3, "UsageError: No API key configured")
 

@@ -117,7 +117,7 @@ def build_trainer(
     head = TargetHead(model)
     wrapped = model
     if world_size > 1:
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
     return Trainer(
         model=model,
         wrapped=wrapped,

@@ -42,9 +42,7 @@ def build_byte_tokenizer(
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *("".join(pair) for pair in merges)]
-    backend = Tokenizer(
-        models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[*merges])
-    )
+    backend = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[*merges]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     backend.decoder = decoders.ByteLevel()
@@ -65,20 +63,14 @@ def build_metaspace_tokenizer(
     vocab = {word: number for number, word in enumerate(words)}
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return finish_tokenizer(backend, template, ("<unk>", "<s>", "</s>", *special), **named)
 
 
-def build_unigram_tokenizer(
-    template: str | None, special: Sequence[str], **named: str
-) -> PreTrainedTokenizerFast:
+def build_unigram_tokenizer(template: str | None, special: Sequence[str], **named: str) -> PreTrainedTokenizerFast:
     """Pieces with scores, the special tokens among them."""
     words = ["<unk>", *special, "▁", *(chr(code) for code in range(33, 127)), "\n"]
-    backend = Tokenizer(
-        models.Unigram([(word, -float(number)) for number, word in enumerate(words)], 0, False)
-    )
+    backend = Tokenizer(models.Unigram([(word, -float(number)) for number, word in enumerate(words)], 0, False))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
     return finish_tokenizer(backend, template, ("<unk>", *special), **named)
@@ -87,9 +79,7 @@ def build_unigram_tokenizer(
 def finish_tokenizer(
     backend: Tokenizer, template: str | None, special: Sequence[str | AddedToken], **named: str
 ) -> PreTrainedTokenizerFast:
-    backend.add_special_tokens(
-        [t if isinstance(t, AddedToken) else AddedToken(t, normalized=False) for t in special]
-    )
+    backend.add_special_tokens([t if isinstance(t, AddedToken) else AddedToken(t, normalized=False) for t in special])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
     tokenizer.chat_template = template
     return tokenizer
@@ -103,9 +93,7 @@ def say(role: str, text: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": text, **more}
 
 
-def chat(
-    *messages: dict[str, Any] | str, tools: list[Any] | None = None, row: int = LATE_ROW
-) -> Conversation:
+def chat(*messages: dict[str, Any] | str, tools: list[Any] | None = None, row: int = LATE_ROW) -> Conversation:
     """A conversation; texts are of user and assistant in turn, beginning with the user."""
     full = [
         m if isinstance(m, dict) else {"role": ("user", "assistant")[number % 2], "content": m}
@@ -129,9 +117,7 @@ def refuse_one(chat_format: ChatFormat, conversation: Conversation) -> Problem:
 
 def read_targets(tokenizer: Any, encoded: Encoded) -> list[str]:
     """The text of each run of target tokens."""
-    runs = groupby(
-        zip(encoded.loss_mask.tolist(), encoded.input_ids.tolist(), strict=True), key=lambda pair: pair[0]
-    )
+    runs = groupby(zip(encoded.loss_mask.tolist(), encoded.input_ids.tolist(), strict=True), key=lambda pair: pair[0])
     return [
         tokenizer.backend_tokenizer.decode([number for _, number in run], skip_special_tokens=False)
         for is_target, run in runs

@@ -46,9 +46,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
 def test_mask_token_by_token() -> None:
     """One word, one token: the mask as a list. Padding by the end-of-turn token hides no target."""
     words = ["<unk>", "user", "assistant", "Hi", "Hello", "there", "Bye", "\n"]
-    backend = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
-    )
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     template = SIMPLE.replace("+ m.content +", "+ m.content | replace(' ', '\n') +")
     tokenizer = finish_tokenizer(backend, template, CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
@@ -94,9 +92,7 @@ def test_mask_token_by_token() -> None:
         ),
     ],
 )
-def test_targets(
-    tokenizer: Any, chat_format: ChatFormat, messages: Any, expected: list[str], row: int
-) -> None:
+def test_targets(tokenizer: Any, chat_format: ChatFormat, messages: Any, expected: list[str], row: int) -> None:
     assert read_targets(tokenizer, encode_one(chat_format, chat(*messages, row=row))) == expected
 
 
@@ -153,9 +149,7 @@ def test_characters_that_the_tokenizer_drops_are_passed_over() -> None:
     ]
 
 
-def test_a_row_with_typed_markers_is_otherwise_tokenised_as_ever(
-    tokenizer: Any, chat_format: ChatFormat
-) -> None:
+def test_a_row_with_typed_markers_is_otherwise_tokenised_as_ever(tokenizer: Any, chat_format: ChatFormat) -> None:
     text = "ass ass\n\nee 🦙"
     clean, typed = (encode_one(chat_format, chat(text, answer)) for answer in (text, f"{text} <|im_end|>"))
     tail = typed.input_ids.tolist()[len(clean.input_ids) - 2 :]

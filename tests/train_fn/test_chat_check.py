@@ -46,9 +46,7 @@ from sftray.train_fn.chat import Encoded, build_chat_format
         ),
         # Some answers get another header, which no prompt has.
         (
-            SIMPLE.replace(
-                "m.role + '\n'", "('bot' if loop.index == 2 and loop.length > 4 else m.role) + '\n'"
-            ),
+            SIMPLE.replace("m.role + '\n'", "('bot' if loop.index == 2 and loop.length > 4 else m.role) + '\n'"),
             "it cannot be told where the answer in message 2 starts and ends",
         ),
         # Some answers get no end-of-turn token.
@@ -62,9 +60,7 @@ from sftray.train_fn.chat import Encoded, build_chat_format
     ],
 )
 def test_a_template_that_does_what_nobody_can_have_meant(template: str, what: str, row: int) -> None:
-    problem = refuse_one(
-        build_chat_format(build_byte_tokenizer(template)), chat("q", "x", "r", "y", "s", row=row)
-    )
+    problem = refuse_one(build_chat_format(build_byte_tokenizer(template)), chat("q", "x", "r", "y", "s", row=row))
     assert problem.what == what
 
 
@@ -139,9 +135,7 @@ def test_checks_depend_on_the_row_alone() -> None:
     for row in reversed(rows):
         parts.encode([row])
     assert (
-        whole.take_counts()
-        == parts.take_counts()
-        == {"rows_checked": 3, "turns_checked": 3, "turns_inconclusive": 0}
+        whole.take_counts() == parts.take_counts() == {"rows_checked": 3, "turns_checked": 3, "turns_inconclusive": 0}
     )
 
 
@@ -167,9 +161,7 @@ def test_a_long_row_is_checked_at_both_ends_only() -> None:
     ],
 )
 def test_what_is_unusual_is_checked_in_any_row(messages: Any, checked: int) -> None:
-    template = (
-        SIMPLE.replace("+ m.content", "+ (m.reasoning_content or '') + m.content") + "{# <think> </think> #}"
-    )
+    template = SIMPLE.replace("+ m.content", "+ (m.reasoning_content or '') + m.content") + "{# <think> </think> #}"
     chat_format = build_chat_format(build_byte_tokenizer(template))
     encode_one(chat_format, chat(*messages))
     assert chat_format.checked["turns_checked"] == checked

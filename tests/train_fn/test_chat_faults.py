@@ -42,12 +42,8 @@ def test_nothing_of_a_row_is_lost_in_silence(conversation: Any, what: str) -> No
 )
 def test_special_tokens_where_they_cannot_be_told_apart_are_refused(tools: Any, calls: Any) -> None:
     tokenizer = build_byte_tokenizer(read_template("qwen2_5"))
-    problem = refuse_one(
-        build_chat_format(tokenizer), chat("a", say(ASSISTANT, "", tool_calls=calls), tools=tools)
-    )
-    assert problem.what.startswith(
-        "the row's tools, or the ids or arguments of its calls, hold the special token"
-    )
+    problem = refuse_one(build_chat_format(tokenizer), chat("a", say(ASSISTANT, "", tool_calls=calls), tools=tools))
+    assert problem.what.startswith("the row's tools, or the ids or arguments of its calls, hold the special token")
 
 
 def test_special_tokens_in_a_calls_arguments_are_words() -> None:

@@ -63,9 +63,7 @@ def test_a_template_from_which_answers_cannot_be_learnt(template: str | None, wh
 
 
 def test_an_end_of_turn_that_the_tokenizer_does_not_know_is_none() -> None:
-    assert _refuse_template(SIMPLE, special=("<|im_start|>",)).what.startswith(
-        "the chat template has no end-of-turn"
-    )
+    assert _refuse_template(SIMPLE, special=("<|im_start|>",)).what.startswith("the chat template has no end-of-turn")
 
 
 @pytest.mark.parametrize("row", [1, LATE_ROW])
@@ -75,6 +73,4 @@ def test_a_header_that_is_an_ordinary_tag_may_be_typed(row: int) -> None:
         "{{ m.content + '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<bot>' }}{% endif %}"
     )
-    assert train_text(build_byte_tokenizer(template), chat("<bot>a", "<bot>b", row=row)) == [
-        "<bot>b<|im_end|>"
-    ]
+    assert train_text(build_byte_tokenizer(template), chat("<bot>a", "<bot>b", row=row)) == ["<bot>b<|im_end|>"]

@@ -145,9 +145,7 @@ def test_the_clock_stands_still(source: str, text: str) -> None:
 
 
 def test_a_key_that_is_none_is_not_there() -> None:
-    template = Template(
-        build_byte_tokenizer(None), "{% for m in messages %}{{ m.content is defined }}{% endfor %}"
-    )
+    template = Template(build_byte_tokenizer(None), "{% for m in messages %}{{ m.content is defined }}{% endfor %}")
     message = {"role": "assistant", "content": None, "tool_calls": []}
     assert template.render([message], None) == "False"
     assert message["content"] is None

@@ -69,16 +69,10 @@ def test_what_people_type_is_never_a_marker(family: Family) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["smollm2", "llama3", "qwen2_5", "qwen3", "phi3", "phi4", "minimind_old", "vicuna"]
-)
+@pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen2_5", "qwen3", "phi3", "phi4", "minimind_old", "vicuna"])
 def test_a_system_message_is_no_target(name: str) -> None:
-    answer = train(
-        name, chat(SYSTEM, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"})
-    )
-    assert [text.removeprefix("<think>\n\n</think>\n\n").strip() for text in answer] == [
-        f"yo{BY_NAME[name].end}"
-    ]
+    answer = train(name, chat(SYSTEM, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}))
+    assert [text.removeprefix("<think>\n\n</think>\n\n").strip() for text in answer] == [f"yo{BY_NAME[name].end}"]
 
 
 def test_gemma_3_folds_the_system_message_into_the_first_question() -> None:
@@ -155,9 +149,7 @@ def test_sentencepiece_tokens(name: str, scheme: Any, first_answer: str, last_an
 
 
 @pytest.mark.parametrize(("scheme", "prefix"), [("first", []), ("always", ["▁"])])
-def test_a_prefix_that_the_tokenizer_puts_before_an_answer_is_generated_too(
-    scheme: Any, prefix: list[str]
-) -> None:
+def test_a_prefix_that_the_tokenizer_puts_before_an_answer_is_generated_too(scheme: Any, prefix: list[str]) -> None:
     tokenizer = build_metaspace_tokenizer(read_template("phi4"), scheme, PHI4, eos_token="<|im_end|>")
     encoded = encode_one(build_chat_format(tokenizer), chat("x", "你", "x", "ok"))
     targets = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_mask].tolist())

@@ -19,9 +19,7 @@ OVERLAPPING = ["<a>", "<a>b", "<a>bc"]
 
 
 def _build_wordpiece() -> Any:
-    backend = Tokenizer(
-        models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "[": 3, "##s": 4}, unk_token="[UNK]")
-    )
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "[": 3, "##s": 4}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return finish_tokenizer(backend, None, ("[UNK]", "[SEP]"))
 
@@ -48,9 +46,7 @@ def test_renamed_text_has_the_same_ids_and_places(name: str) -> None:
 
     assert [e.ids for e in plain] == [e.ids for e in renamed]
     assert [e.offsets for e in plain] == [e.offsets for e in renamed]
-    assert [e.ids for e in plain] == [
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
-    ]
+    assert [e.ids for e in plain] == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

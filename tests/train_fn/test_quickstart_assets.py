@@ -86,7 +86,7 @@ def test_amounts() -> None:
     sums = [prompt for prompt, _ in list_turns(TRAIN) if is_sum(prompt)]
     others = [prompt for prompt, _ in list_turns(TRAIN) if not is_sum(prompt)]
     two_turns = [row for row in TRAIN if len(row) == 4]
-    assert (len(TRAIN), len(sums), len(others), len(two_turns)) == (4308, 4000, 388, 80)
+    assert (len(TRAIN), len(sums), len(others), len(two_turns)) == (4276, 4000, 476, 200)
     assert len(VALIDATION) == 200
     assert sum(len(row) == 2 and is_sum(row[0]["content"]) for row in VALIDATION) == 140
 
@@ -153,7 +153,7 @@ def test_every_row_renders_as_chatml_and_back(tokenizer: Any) -> None:
 def test_rows_fit_the_preset(tokenizer: Any) -> None:
     rendered = [tokenizer.apply_chat_template(row, tokenize=False) for row in TRAIN + VALIDATION]
     longest = max(len(ids) for ids in tokenizer(rendered)["input_ids"])
-    assert longest == 119 <= load_preset("quickstart").data.max_seq_len
+    assert longest == 120 <= load_preset("quickstart").data.max_seq_len
 
 
 def test_special_tokens(tokenizer: Any) -> None:

@@ -116,9 +116,7 @@ def build_rows(sentences: dict[str, Any]) -> Split:
     last: list[Turns] = []
     pairs = split_pairs()
     for place, language in enumerate(LANGUAGES):
-        sums, held_sums = (
-            [ask_sum(pair, sentences["sums"][language]) for pair in part[place::2]] for part in pairs
-        )
+        sums, held_sums = ([ask_sum(pair, sentences["sums"][language]) for pair in part[place::2]] for part in pairs)
         refusals, held_refusals = ask_about(sentences["refusals"][language])
         facts, held_facts = ask_about(sentences["facts"][language])
         train += join(sums, shuffle(refusals + facts, "joined"), NUM_TRAIN_JOINED)
