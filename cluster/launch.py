@@ -3,9 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from sftray.cluster.resources import Placement
 from sftray.train_fn.errors import ClusterError, Problem, UserError
@@ -15,6 +22,10 @@ from sftray.train_fn.worker import train_worker
 _COLLECTIVE_TIMEOUT_S = 120
 # Starting workers and forming the process group may fail by itself (a port, a slow node): so often it is tried.
 _CONTROLLER_RETRIES = 3
+
+# Where Ray keeps the error that it wraps.
+_INNER = ("controller_failure", "_base_exc", "cause")
+_NOT_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
 
 class StopOnUserError(UserCallback):  # type: ignore[misc]  # Ray has no annotations here
@@ -30,9 +41,10 @@ def find_user_error(exception: BaseException | None) -> UserError | None:
     """The error for a person inside what Ray wraps around it."""
     seen = 0
     while exception is not None and seen < 10:
-        if isinstance(exception, UserError):
+        # The last is of an error in a task, which is made to look like its cause and lacks its arguments.
+        inner = next(filter(None, (getattr(exception, name, None) for name in _INNER)), None)
+        if inner is None and isinstance(exception, UserError):
             return exception
-        inner = getattr(exception, "controller_failure", None) or getattr(exception, "_base_exc", None)
         exception = inner or exception.__cause__
         seen += 1
     return None
@@ -89,27 +101,42 @@ def _explain(error: TrainingFailedError, max_failures: int) -> UserError | Train
     """The error to show: a worker's own words, or which worker was lost; Ray's error where it is a bug."""
     if (cause := find_user_error(error)) is not None:
         return cause
-    if isinstance(error, WorkerGroupError):
-        for _, failure in sorted(error.worker_failures.items()):
-            if (cause := find_user_error(failure)) is not None:
-                return cause
-            if not _is_lost(failure):
-                return error
-        return ClusterError(_describe_lost(error.worker_failures, max_failures))
-    return error
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, _NOT_STARTED):
+        return ClusterError(_describe_not_started(error.controller_failure))
+    if not isinstance(error, WorkerGroupError):
+        return error
+    failures = sorted(error.worker_failures.items())
+    for _, failure in failures:
+        if (cause := find_user_error(failure)) is not None:
+            return cause
+    # Where one is lost, the others fail too: their collectives have no partner.
+    lost = {rank: failure for rank, failure in failures if _is_lost(failure)}
+    return ClusterError(_describe_lost(lost, max_failures)) if lost else error
 
 
 def _is_lost(failure: BaseException) -> bool:
-    """The process or its node died, which is nobody's code."""
-    from ray.exceptions import RayActorError
+    """The process or its node died or froze, which is nobody's code."""
+    if isinstance(failure, WorkerHealthCheckFailedError):
+        failure = failure.health_check_failure
+    return isinstance(failure, RayActorError | WorkerHealthCheckTimeoutError)
 
-    return isinstance(failure, RayActorError)
+
+def _describe_not_started(failure: Exception) -> Problem:
+    return Problem(
+        f"the workers did not start, though that was tried {_CONTROLLER_RETRIES + 1} times",
+        why=_say(failure),
+        fix="see that nothing else holds the cluster's CPUs and GPUs and that its nodes reach each other, then resume",
+    )
 
 
 def _describe_lost(failures: dict[int, Exception], max_failures: int) -> Problem:
     rank, failure = min(failures.items())
     return Problem(
         f"workers were lost more than {max_failures} time(s); the last was rank {rank}",
-        why=" ".join(str(failure).split())[:300] or type(failure).__name__,
+        why=_say(failure),
         fix="mend the cause (often memory: a smaller train.micro_batch_size), then sftray resume the run",
     )
+
+
+def _say(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,5 +1,6 @@
 """What a finished run came to, from its own files."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from rich.console import Console
 from sftray.platform.before_after import describe_exact_match, show_samples
 from sftray.train_fn.checkpoint import find_best, list_checkpoints
 from sftray.train_fn.journal import CHECKPOINTS, METRICS, SAMPLES, read_lines
+
+_SUM = re.compile(r"^\d+ \+ \d+[:：]")  # how the quickstart's data writes the working of a sum
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,12 @@ def show_summary(summary: RunSummary, console: Console) -> None:
     if summary.val_loss_before is not None and summary.val_loss_after is not None:
         before, after = float(summary.val_loss_before), float(summary.val_loss_after)  # "nan" is text in JSON
         lines.append(f"  validation loss {before:.4f} before, {after:.4f} after")
+    held_out = summary.val_loss_before is not None
+    lines.append(f"  {describe_exact_match(summary.samples, held_out)}")
+    sums = [row for row in summary.samples if _SUM.search(row["reference"])]
+    if 0 < len(sums) < len(summary.samples):
+        lines.append(f"  sums among them: {describe_exact_match(sums, held_out)}")
     lines += [
-        f"  {describe_exact_match(summary.samples, held_out=summary.val_loss_before is not None)}",
         f"  {summary.target_tokens_per_second:,.0f} target tokens/s (median), "
         f"peak memory of a worker {summary.peak_memory_gb:.2f} GB",
         f"  checkpoint {summary.checkpoint}",
