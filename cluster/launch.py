@@ -125,7 +125,7 @@ def _describe_not_started(failure: Exception) -> Problem:
     return Problem(
         f"the workers did not start, though that was tried {_CONTROLLER_RETRIES + 1} times",
         why=_say(failure),
-        fix="see that nothing else holds the cluster's CPUs and GPUs and that its nodes reach each other, then resume",
+        fix="see that nothing else holds its CPUs and GPUs and that its nodes reach each other, then resume",
     )
 
 

@@ -6,6 +6,7 @@ comes from the places of the answers in that text (chat_spans.py), cross-checked
 """
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class ChatFormat:
     def __init__(self, encoder: TextEncoder, frames: dict[bool, Frame], train_on: Literal["all", "last"]) -> None:
         self.end_of_turn_id: int = encoder.special.ids[frames[False].turn_ends[0]]
         self.checked: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._encoder = encoder
         self._frames = frames  # for rows without and with tools
         self._train_on = train_on
@@ -76,9 +78,12 @@ class ChatFormat:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Problem]:
         """Tokens and masks, in order; a conversation that the template refuses, or on which there is doubt, is a
-        problem. A few hundred at a time keep memory flat.
+        problem. A few hundred at a time keep memory flat. May be called from several threads.
         """
-        rows = [self._read(conversation) for conversation in conversations]
+        counts: Counter[str] = Counter()
+        rows = [self._read(conversation, counts) for conversation in conversations]
+        with self._lock:
+            self.checked.update(counts)
         good = [row for row in rows if isinstance(row, _Row)]
         plain = iter(self._encoder.encode([row.text for row in good if not row.chat.typed_markers]))
         renamed = iter(self._encoder.encode_renamed([row.text for row in good if row.chat.typed_markers]))
@@ -87,7 +92,7 @@ class ChatFormat:
             for row in rows
         ]
 
-    def _read(self, conversation: Conversation) -> _Row | Problem:
+    def _read(self, conversation: Conversation, counts: Counter[str]) -> _Row | Problem:
         frame = self._frames[bool(conversation.tools)]
         try:
             plain = frame.template.render(conversation.messages, conversation.tools)
@@ -95,8 +100,8 @@ class ChatFormat:
             what = "the chat template refuses this conversation"
             return Problem(what, conversation.place, why=f"{type(error).__name__}: {error}", fix=FIX)
         chat = _take_apart(frame, conversation, plain)
-        fault = find_fault(frame, chat, self.checked)
-        answers = fault or find_answers(frame, chat, self.checked)
+        fault = find_fault(frame, chat, counts)
+        answers = fault or find_answers(frame, chat, counts)
         if isinstance(answers, Problem):
             return answers
         if not chat.typed_markers:

@@ -3,7 +3,9 @@
 import os
 import resource
 import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -52,9 +54,9 @@ def prepare_chunk(task: ChunkTask) -> ChunkReceipt:
     names: list[Split] = ["train", "validation"] if isinstance(task.data.validation, float) else [task.split]
     receipt.splits = {name: SplitReceipt() for name in names}
     writers = {name: SplitWriter(Path(task.folder) / f"{name}-{task.index:05d}.arrow") for name in names}
-    for conversations in _read_batches(task.chunk, receipt):
+    for conversations, results in _encode_ahead(chat_format, _read_batches(task.chunk, receipt)):
         columns: dict[Split, dict[str, list[Any]]] = {name: {field: [] for field in SCHEMA.names} for name in names}
-        for conversation, encoded in zip(conversations, chat_format.encode(conversations), strict=True):
+        for conversation, encoded in zip(conversations, results, strict=True):
             if isinstance(encoded, Problem):
                 receipt.add_problem(encoded)
                 continue
@@ -77,6 +79,22 @@ def _read_batches(chunk: Chunk, receipt: ChunkReceipt) -> Iterator[list[Conversa
             if isinstance(row, Problem):
                 receipt.add_problem(row)
         yield good
+
+
+def _encode_ahead(
+    chat_format: ChatFormat, batches: Iterator[list[Conversation]]
+) -> Iterator[tuple[list[Conversation], list[Encoded | Problem]]]:
+    """Batches with their tokens, in order. Two are under way at a time: the tokenizer runs without Python's lock,
+    so one is rendered while another is tokenised."""
+    with ThreadPoolExecutor(2) as pool:
+        ahead: deque[tuple[list[Conversation], Future[list[Encoded | Problem]]]] = deque()
+        for conversations in batches:
+            ahead.append((conversations, pool.submit(chat_format.encode, conversations)))
+            if len(ahead) > 2:
+                done, encoded = ahead.popleft()
+                yield done, encoded.result()
+        for done, encoded in ahead:
+            yield done, encoded.result()
 
 
 def _choose_split(conversation: Conversation, task: ChunkTask) -> Split:
