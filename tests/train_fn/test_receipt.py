@@ -44,6 +44,13 @@ def test_the_first_places_of_a_fate_and_the_first_problems_are_shown() -> None:
     assert receipt.num_problems == 23
 
 
+def test_places_of_many_chunks_are_the_first_ones() -> None:
+    total = ChunkReceipt()
+    for first in (1, 5, 9):
+        total.merge(count_rows(["cut"] * 4, first))
+    assert total.splits["train"].places == {"cut": [f"a.jsonl:{row}" for row in range(1, 6)]}
+
+
 def test_every_count_is_there_though_it_is_none() -> None:
     assert set(SplitReceipt().to_json()) == {
         *("rows", "kept", "cut", "dropped_overlong", "without_target"),
