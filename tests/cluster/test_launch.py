@@ -72,7 +72,8 @@ def test_a_worker_that_says_what_is_wrong_ends_the_run_at_once() -> None:
 
 def killed() -> Exception:
     """What is said of a worker whose process is gone."""
-    return WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    error: Exception = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    return error
 
 
 def lose(*failures: Exception, allowed: int = 3) -> UserError | TrainingFailedError:

@@ -20,7 +20,7 @@ def read_pins() -> dict[str, str]:
     for requirement in requirements:
         (bound,) = requirement.specifier
         assert bound.operator == "==" and "*" not in bound.version and not bound.version.count("+"), str(requirement)
-    pins = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in requirements}
+    pins: dict[str, str] = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in requirements}
     assert len(pins) == len(lines)
     return pins
 

@@ -9,7 +9,7 @@ from sftray.platform.receipt_words import describe_preparation, describe_receipt
 
 
 def with_counts(**counts: int) -> dict[str, Any]:
-    receipt = copy.deepcopy(RECEIPT)
+    receipt: dict[str, Any] = copy.deepcopy(RECEIPT)
     receipt["splits"]["train"] |= counts
     return receipt
 

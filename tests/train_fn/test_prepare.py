@@ -20,6 +20,7 @@ from sftray.train_fn.token_store import Split, TokenStore
 from sftray.train_fn.tokenizer import load_tokenizer
 
 END = "<|im_end|>"
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,8 @@ def share_out(model: ModelConfig, root: Path, rows: Sequence[list[str]], share: 
     prepared = prepare(model, root / "tokens", train, validation=share)
     counts = prepared.receipt["splits"]
     assert counts["train"]["kept"] + counts["validation"]["kept"] == len(rows)
-    return tuple({whole for whole, _ in read_texts(model, prepared, split)} for split in ("train", "validation"))
+    train_texts, validation_texts = (read_texts(model, prepared, split) for split in SPLITS)
+    return {whole for whole, _ in train_texts}, {whole for whole, _ in validation_texts}
 
 
 def test_a_share_for_validation_goes_by_the_conversation_alone(toy: ModelConfig, tmp_path: Path) -> None:
