@@ -85,6 +85,14 @@ def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) ->
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _explain(error, max_failures) from error
+    except RayActorError as error:  # the controller itself, which Ray does not wrap
+        raise ClusterError(
+            Problem(
+                "the process that directs the workers was lost",
+                why=str(error).strip().splitlines()[0][:300],
+                fix=f"sftray resume {run_dir}",
+            )
+        ) from error
     finally:
         _remove_ray_state(run_dir)
     returned: dict[str, Any] = result.return_value

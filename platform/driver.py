@@ -34,7 +34,7 @@ from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, Journal
-from sftray.train_fn.model import count_parameters_of, load_model_config
+from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import SHIPPED, load_tokenizer
@@ -161,7 +161,9 @@ def fix_batch(resolved: Resolved, name: str) -> Resolved:
 def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None) -> Prepared:
     """Tokens of the run, found or made; the model is looked at too, for what it says is cheap to know now."""
     loaded = load_tokenizer(config.model)
-    count_parameters_of(load_model_config(config.model, loaded))
+    model_config = load_model_config(config.model, loaded)
+    refuse_too_long(model_config, config.data.max_seq_len)
+    count_parameters_of(model_config)
     prepared = prepare_tokens(config.model, config.data, store / TOKENS, loaded, map_chunks)
     if loaded.added_tokens:
         added = " ".join(loaded.added_tokens)

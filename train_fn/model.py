@@ -43,6 +43,19 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
     return config
 
 
+def refuse_too_long(model_config: Any, max_seq_len: int) -> None:
+    """Raise ConfigError where conversations may be longer than the positions the model has."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < max_seq_len:
+        raise ConfigError(
+            Problem(
+                f"data.max_seq_len is {max_seq_len}, and the model has {limit} positions",
+                why="it has never seen later ones, or has no embedding for them at all",
+                fix=f"data.max_seq_len={limit}",
+            )
+        )
+
+
 def _build_scratch_config(scratch: dict[str, Any], loaded: LoadedTokenizer) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sftray.train_fn.config import DataConfig, ModelConfig
-from sftray.train_fn.errors import DataError, Problem, StoreError
+from sftray.train_fn.errors import ClusterError, DataError, Problem, StoreError
 from sftray.train_fn.files import Chunk, find_files, scan_files
 from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt, SplitReceipt
@@ -199,8 +200,17 @@ def map_on_cores(tasks: Sequence[ChunkTask]) -> Iterable[ChunkReceipt]:
     if processes < 2 or num_bytes < _POOL_ABOVE_BYTES:
         return [prepare_chunk(task) for task in tasks]
     # spawn: a forked child would inherit the locks of Ray's and the tokenizer's threads.
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_use_one_thread) as pool:
-        return list(pool.map(prepare_chunk, tasks))
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_use_one_thread) as pool:
+            return list(pool.map(prepare_chunk, tasks))
+    except BrokenProcessPool as error:
+        raise ClusterError(
+            Problem(
+                "a process that prepared tokens was killed",
+                why="from outside; mostly it is the system, when memory runs out",
+                fix="free memory, or prepare on a machine with more of it; nothing is left half done",
+            )
+        ) from error
 
 
 def _use_one_thread() -> None:

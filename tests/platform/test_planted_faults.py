@@ -107,6 +107,7 @@ FAULTS = [
     setting(SCRATCH + "hidden_size=30", place="model.scratch"),
     setting(SCRATCH + "hidden_size=-8", place="model.scratch"),
     setting(SCRATCH + "num_attention_heads=0", place="model.scratch"),
+    setting(SCRATCH + "max_position_embeddings=16", place="data.max_seq_len"),
     setting(SCRATCH + "num_key_value_heads=3", place="model.scratch.num_key_value_heads"),
     setting(SCRATCH + "vocab_size=10", place="model.scratch.vocab_size"),
     setting(SCRATCH + "hidden_act=foo", place="model"),

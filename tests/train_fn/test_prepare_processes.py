@@ -3,6 +3,7 @@
 import ast
 import os
 import resource
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from toy_data import join_others, prepare, prepare_at_once, save_byte_tokenizer,
 
 from sftray.train_fn import prepare as module
 from sftray.train_fn.config import DataConfig, ModelConfig
-from sftray.train_fn.errors import StoreError
+from sftray.train_fn.errors import ClusterError, StoreError
 from sftray.train_fn.files import scan_files
 from sftray.train_fn.prepare import map_on_cores, prepare_tokens
 from sftray.train_fn.prepare_chunk import ChunkTask
@@ -131,3 +132,23 @@ def test_a_file_where_the_store_should_be_is_a_store_error(toy: ModelConfig, tmp
     with pytest.raises(StoreError, match="File exists") as caught:
         prepare(toy, tmp_path / "tokens", train)
     assert caught.value.exit_code == 4 and caught.value.problems[0].where == str(tmp_path / "tokens")
+
+
+def test_a_killed_process_is_told_and_nothing_is_left(
+    toy: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_chats(tmp_path / "chats.jsonl", [["hi", "ho"]])
+    monkeypatch.setattr(module, "_POOL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(module, "prepare_chunk", kill_myself)
+    files = [str(tmp_path / "chats.jsonl")] * 2
+    for number, name in enumerate(files):
+        Path(name).with_name(f"{number}.jsonl").write_bytes(Path(name).read_bytes())
+    data = DataConfig(train=str(tmp_path / "?.jsonl"), max_seq_len=64)
+    with pytest.raises(ClusterError, match="was killed"):
+        prepare_tokens(toy, data, tmp_path / "tokens", load_tokenizer(toy), map_on_cores)
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def kill_myself(task: ChunkTask) -> ChunkReceipt:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
