@@ -111,7 +111,11 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop. Exactly one of `gradient_accumulation_steps` and `global_batch_size` is set afterwards."""
+    """The loop. Exactly one of `gradient_accumulation_steps` and `global_batch_size` is set afterwards.
+
+    `log_every`, `eval_every`, `save_every`: 0 turns off what they time. The validation before the first step and
+    after the last, and the last checkpoint, are made all the same.
+    """
 
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None

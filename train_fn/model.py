@@ -114,7 +114,19 @@ def _describe_unknown(key: str, given: str, known: list[str]) -> Problem:
 
 
 def choose_attention(model: ModelConfig, device: torch.device) -> str | None:
-    """The attention implementation to ask transformers for; None lets it take SDPA where the model has it."""
+    """The attention implementation to ask transformers for; None lets it take SDPA where the model has it.
+
+    Raises:
+        ConfigError: one that needs a GPU (torch's flex attention has no backward on a CPU) was asked for without.
+    """
+    if device.type == "cpu" and model.attn_implementation in ("flash_attention_2", "flex_attention"):
+        raise ConfigError(
+            Problem(
+                f"model.attn_implementation: {model.attn_implementation} trains on GPUs only, and this worker has none",
+                why="its kernels have no backward on a CPU",
+                fix="model.attn_implementation=sdpa",
+            )
+        )
     if model.attn_implementation != "auto":
         return model.attn_implementation
     from transformers.utils import is_flash_attn_2_available

@@ -10,6 +10,7 @@ from tiny import build_model, draw_examples, write_store
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
 from sftray.train_fn.config import ModelConfig, RunConfig
 from sftray.train_fn.errors import CheckpointError, ConfigError
+from sftray.train_fn.model import choose_attention
 from sftray.train_fn.planner import Budget
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.tokenizer import LoadedTokenizer, load_tokenizer
@@ -143,3 +144,11 @@ def test_the_auxiliary_loss_weighs_what_is_asked_or_what_the_model_says(
     family: str, asked: float | None, expected: float
 ) -> None:
     assert choose_aux_coef(build_model(family), asked) == expected
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_attention_without_a_backward_on_a_cpu_is_refused(attention: Any) -> None:
+    with pytest.raises(ConfigError, match="trains on GPUs only"):
+        choose_attention(ModelConfig(name="m", attn_implementation=attention), torch.device("cpu"))
+    asked = choose_attention(ModelConfig(name="m", attn_implementation=attention), torch.device("cuda"))
+    assert asked == attention
