@@ -122,7 +122,7 @@ def choose_attention(model: ModelConfig, device: torch.device) -> str | None:
     if device.type == "cpu" and model.attn_implementation in ("flash_attention_2", "flex_attention"):
         raise ConfigError(
             Problem(
-                f"model.attn_implementation: {model.attn_implementation} trains on GPUs only, and this worker has none",
+                f"model.attn_implementation: {model.attn_implementation} trains on GPUs only; this worker has none",
                 why="its kernels have no backward on a CPU",
                 fix="model.attn_implementation=sdpa",
             )
