@@ -152,7 +152,7 @@ def test_damage_of_a_packed_file_is_named_after_its_last_whole_row(tmp_path: Pat
         ("a.csv", b"", "the file is empty", "at least one row"),
         ("a.jsonl", b"\n \r\n", "the file is empty", "at least one row"),
         ("a.jsonl", b"\xef\xbb\xbf", "the file is empty", "at least one row"),
-        ("a.jsonl", gzip.compress(GOOD), "named .jsonl, but is gzip", ".jsonl.gz"),
+        ("a.jsonl", gzip.compress(GOOD, mtime=0), "named .jsonl, but is gzip", ".jsonl.gz"),
         ("a.jsonl", make_parquet(PAIR), "named .jsonl, but is Parquet", ".parquet"),
         ("a.jsonl", b"[" + GOOD + b"]", "but is one JSON array", "one object per line: jq -c '.[]'"),
         (
