@@ -139,9 +139,10 @@ def go_online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
 
 
-def assert_all_dropped(told: list[str], rows: int, why: str) -> None:
+def assert_all_dropped(told: list[str], rows: int, *reasons: str) -> None:
+    """One of the reasons is given: a process may be frozen before or after it says that it is ready."""
     (line,) = told
-    assert f"W&B: 0 rows mirrored, {rows} dropped ({why}" in line
+    assert any(f"W&B: 0 rows mirrored, {rows} dropped ({why}" in line for why in reasons)
     assert line.endswith("wandb/mirror.log")
 
 
@@ -235,7 +236,7 @@ def test_frozen_process_is_killed(run_dir: Path) -> None:
     offspring = wait_for_offspring(os.getpid())
     os.kill(offspring[0], signal.SIGSTOP)
     assert close(mirror) < 0.5 + MARGIN_SECONDS
-    assert_all_dropped(told, 1, "its process gave no answer")
+    assert_all_dropped(told, 1, "its process gave no answer", "it was not ready within 0.5 s")
     wait_until_gone(offspring)
 
 
@@ -249,7 +250,7 @@ def test_full_queue_drops_and_counts(run_dir: Path, monkeypatch: pytest.MonkeyPa
     give(mirror, *range(1, 5000))  # far more than the queue and the pipe hold
     assert time.monotonic() - started < 1.0
     close(mirror)
-    assert_all_dropped(told, 5000, "its process gave no answer")
+    assert_all_dropped(told, 5000, "its process gave no answer", "it was not ready within 0.5 s")
 
 
 DRIVER = """if True:
