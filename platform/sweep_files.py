@@ -1,0 +1,100 @@
+"""The files of a sweep's directory: what was asked, and the ledger of its trials."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from sftray.platform.run_files import read_rows
+from sftray.train_fn.checkpoint import write_flushed
+
+SETTINGS, BASE, LEDGER = "sweep.json", "base.yaml", "trials.jsonl"
+
+Point = dict[str, Any]  # dotted config keys -> values
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What was asked of a sweep. `space` is as it was written, `evaluations` the values of progress at which
+    every trial validates and saves, `rungs` those of them at which the scheduler decides."""
+
+    name: str
+    space_name: str
+    space: dict[str, Any]
+    searcher: Literal["tpe", "random", "grid"]
+    scheduler: Literal["asha", "pbt", "none"]
+    seed: int
+    trials: int
+    concurrent: int | None
+    repeats: int
+    finalists: int
+    max_examples: int
+    max_minutes: float | None
+    evaluations: list[float]
+    rungs: list[float]
+    reduction_factor: float
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A line of the ledger: one trial, as it was suggested."""
+
+    number: int
+    kind: Literal["search", "repeat"]
+    point: Point
+    seed: int
+    repeat_of: int | None = None
+    time: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"trial-{self.number:03d}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
+
+
+def is_sweep(folder: Path) -> bool:
+    return os.path.isfile(folder / SETTINGS) and os.path.isfile(folder / BASE)
+
+
+def save_settings(sweep_dir: Path, settings: SweepSettings) -> None:
+    draft = sweep_dir / f".{SETTINGS}.draft"
+    write_flushed(draft, json.dumps(dataclasses.asdict(settings), indent=1, ensure_ascii=False))
+    draft.replace(sweep_dir / SETTINGS)
+
+
+def load_settings(sweep_dir: Path) -> SweepSettings:
+    return SweepSettings(**json.loads((sweep_dir / SETTINGS).read_text(encoding="utf-8")))
+
+
+def add_trial(sweep_dir: Path, record: TrialRecord) -> None:
+    """Append to the ledger, flushed: a trial that has started is known whatever happens next."""
+    with (sweep_dir / LEDGER).open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        torn = file.read(1) not in (b"", b"\n")
+        line = json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        file.write((b"\n" if torn else b"") + line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_ledger(sweep_dir: Path) -> list[TrialRecord]:
+    """The trials by number. A line that cannot be read is no trial: nothing had started under it."""
+    return sorted(_read_records(sweep_dir), key=lambda record: record.number)
+
+
+def _read_records(sweep_dir: Path) -> Iterator[TrialRecord]:
+    for row in read_rows(sweep_dir / LEDGER).rows:
+        try:
+            yield TrialRecord.from_json(row)
+        except (KeyError, TypeError):
+            continue
