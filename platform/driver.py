@@ -101,7 +101,7 @@ def _prepare_again(
     """The tokens of a run that is resumed; refuses other examples than it had, or the same cut otherwise."""
     prepared = prepare_run(config, store, console, map_chunks)
     before = json.loads((run_dir / DATA).read_text(encoding="utf-8"))
-    if _name_examples(before) != _name_examples(prepared.receipt):
+    if name_examples(before) != name_examples(prepared.receipt):
         raise ConfigError(
             Problem(
                 "the data is not what it was when the run started",
@@ -113,7 +113,7 @@ def _prepare_again(
     return prepared
 
 
-def _name_examples(receipt: dict[str, Any]) -> list[Any]:
+def name_examples(receipt: dict[str, Any]) -> list[Any]:
     counts = receipt["splits"]["train"]
     return [receipt["fingerprints"], counts["kept"], counts["tokens"], counts["target_tokens"]]
 
@@ -180,7 +180,8 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     kind = "GPU" if placement.use_gpu else "CPU"
     journal.add_event("starting", journal.count_attempts(), f"{placement.num_workers} worker(s) on {kind}")
     with _record_failure(journal), Follower(attempt.run_dir, _build_mirrors(attempt)) as follower:
-        outcome = run_workers(_build_job(attempt), placement, attempt.config.scaling.max_failures)
+        job = build_job(attempt.config, attempt.run_dir, attempt.prepared.folder, _find_deadline(attempt.config))
+        outcome = run_workers(job, placement, attempt.config.scaling.max_failures)
         follower.state = "stopped" if outcome["stopped"] else "finished"
     journal.add_event(follower.state, journal.count_attempts(), step=outcome["step"])
     if outcome["stopped"]:
@@ -211,18 +212,25 @@ def _describe_stop(run_dir: Path, step: int, why: str) -> Problem:
     return Problem(f"stopped; saved at step {step}", why=why, fix=f"sftray resume {run_dir}")
 
 
-def _build_job(attempt: Attempt) -> dict[str, Any]:
-    """What every worker gets. It holds no secret: Ray shows it on the Train page."""
-    config = attempt.config
+def build_job(config: RunConfig, run_dir: Path, tokens: Path, deadline: float | None) -> dict[str, Any]:
+    """What every worker gets. It holds no secret: Ray shows it on the Train page.
+
+    Args:
+        deadline: Unix seconds at which to save and stop.
+    """
     meaning = config.model_dump_json(include={"model", "data", "optim", "train"})
-    minutes = config.limits.max_minutes
     return {
         "config": config.model_dump(mode="json"),
-        "run_dir": str(attempt.run_dir),
-        "tokens": str(attempt.prepared.folder),
+        "run_dir": str(run_dir),
+        "tokens": str(tokens),
         "config_hash": hashlib.sha256(meaning.encode()).hexdigest(),
-        "deadline": None if minutes is None else time.time() + minutes * 60 - min(_STOP_EARLY_S, minutes * 6),
+        "deadline": deadline,
     }
+
+
+def _find_deadline(config: RunConfig) -> float | None:
+    minutes = config.limits.max_minutes
+    return None if minutes is None else time.time() + minutes * 60 - min(_STOP_EARLY_S, minutes * 6)
 
 
 def _build_mirrors(attempt: Attempt) -> list[Any]:

@@ -5,9 +5,7 @@ The files are the truth. A mirror that fails is turned off, and the run never he
 
 import contextlib
 import functools
-import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from sftray.train_fn.journal import EVENTS, METRICS, Journal
+from sftray.train_fn.tail import Tail
 
 Row = Mapping[str, Any]
 
@@ -35,53 +34,6 @@ class Mirror(Protocol):
 
     def close(self, state: str) -> None:
         """The run is over, in `state`. Called once, also on a mirror that was turned off."""
-
-
-class Tail:
-    """The whole lines that a growing file has gained since the last look.
-
-    A resumed run replaces its metrics by a shorter file, and writes later steps anew. Each line is handed on
-    once: what the shorter file kept is known already, and a step written anew is a new line, since its time is.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode = -1
-        self._offset = 0
-        self._seen: set[int] = set()
-
-    def read(self) -> list[Row]:
-        """New rows. None while the file is missing or cannot be read: the next look will find them."""
-        try:
-            lines = self._read_lines()
-        except OSError:
-            return []
-        return [row for line in lines if (row := self._parse(line)) is not None]
-
-    def _read_lines(self) -> list[bytes]:
-        with self._path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != self._inode or status.st_size < self._offset:
-                self._inode, self._offset = status.st_ino, 0
-            file.seek(self._offset)
-            block = file.read()
-        whole = block[: block.rfind(b"\n") + 1]  # a torn last line waits for its end
-        self._offset += len(whole)
-        return whole.split(b"\n")[:-1]
-
-    def _parse(self, line: bytes) -> Row | None:
-        key = hash(line)
-        if key in self._seen:
-            return None
-        self._seen.add(key)
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            _logger.warning("%s has a line that is no row; it is passed over", self._path)
-            return None
-        return row
 
 
 class Follower:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from sftray.platform.run_files import read_rows
 from sftray.train_fn.checkpoint import write_flushed
+from sftray.train_fn.errors import ConfigError, Problem
 
 SETTINGS, BASE, LEDGER = "sweep.json", "base.yaml", "trials.jsonl"
 
@@ -63,6 +64,22 @@ class TrialRecord:
 
 def is_sweep(folder: Path) -> bool:
     return os.path.isfile(folder / SETTINGS) and os.path.isfile(folder / BASE)
+
+
+def find_sweep(name_or_path: str, store: str) -> Path | None:
+    """The directory of a sweep, given by its path or by its name in `store`."""
+    return next((folder for folder in (Path(name_or_path), Path(store, name_or_path)) if is_sweep(folder)), None)
+
+
+def refuse_trial(run_dir: Path) -> None:
+    """A trial goes on with its sweep only: alone it would miss the evaluations that all trials share."""
+    if is_sweep(run_dir.absolute().parent):
+        problem = Problem(
+            f"{run_dir} is a trial of a sweep",
+            why="it is compared with the others at the same progress, which its sweep sees to",
+            fix=f"sftray resume {run_dir.absolute().parent}",
+        )
+        raise ConfigError(problem)
 
 
 def save_settings(sweep_dir: Path, settings: SweepSettings) -> None:

@@ -1,0 +1,131 @@
+"""Running the trials of a sweep with Ray Tune."""
+
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from sftray.cluster.resources import Node, Placement
+from sftray.cluster.trial import run_trial
+from sftray.train_fn.config import ScalingConfig
+
+# A trial whose workers are elsewhere only directs them. Tune refuses a trial without resources, and a fraction of
+# a CPU would keep the last worker out of a full cluster: so it asks for a byte of memory's worth.
+_DIRECTOR = {"CPU": 0, "memory": 1 << 20}
+_SETTINGS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # a trial is suggested when there is room for it, not before
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class TrialSource(Protocol):
+    """Where trials come from and what hears of them. All calls come from the driver's own thread."""
+
+    def next_trial(self) -> tuple[str, dict[str, Any]] | None:
+        """A name and a job; None if there are no more."""
+
+    def on_validation(self, name: str, metrics: dict[str, Any]) -> None: ...
+
+    def on_lost(self, name: str) -> None:
+        """The trial's process was lost more often than allowed."""
+
+
+def run_trials(
+    source: TrialSource, placement: Placement, limit: int, concurrent: int, max_failures: int, cache: Path
+) -> None:
+    """Run at most `limit` trials of `source`, `concurrent` at a time.
+
+    Args:
+        cache: a folder for Tune's own state. It is never read back: trials go on from their own directories.
+    """
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    shutil.rmtree(cache, ignore_errors=True)
+    trainable = functools.partial(run_trial, placement=placement, max_failures=max_failures)
+    names: dict[str, str] = {}
+    try:
+        tune.Tuner(
+            tune.with_resources(trainable, _get_resources(placement)),
+            tune_config=tune.TuneConfig(
+                metric="val/loss",
+                mode="min",
+                search_alg=tune.search.ConcurrencyLimiter(_Feed(source, names), max_concurrent=concurrent),
+                scheduler=_Listener(source),
+                num_samples=limit,
+                reuse_actors=placement.num_workers == 1,
+                trial_name_creator=_name_trial,
+                trial_dirname_creator=_name_trial,
+            ),
+            run_config=tune.RunConfig(
+                name=cache.name,
+                storage_path=str(cache.parent),
+                failure_config=tune.FailureConfig(max_failures=max_failures),
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _name_trial(trial: Any) -> str:
+    name: str = trial.config["name"]
+    return name
+
+
+def _get_resources(placement: Placement) -> tune.PlacementGroupFactory:
+    resources = placement.to_resources() if placement.num_workers == 1 else _DIRECTOR
+    return tune.PlacementGroupFactory([resources])
+
+
+def count_concurrent(scaling: ScalingConfig, placement: Placement, nodes: list[Node]) -> int:
+    """How many trials fit side by side."""
+    fitting = sum(node.count_workers(placement.cpus_per_worker, placement.use_gpu) for node in nodes)
+    return max(1, fitting // scaling.max_workers)
+
+
+class _Feed(Searcher):  # type: ignore[misc]  # Ray has no annotations here
+    """Hands Tune the trials of the source, as the points that it searches."""
+
+    def __init__(self, source: TrialSource, names: dict[str, str]) -> None:
+        super().__init__(metric="val/loss", mode="min")
+        self._source, self._names = source, names
+
+    def suggest(self, trial_id: str) -> Any:
+        found = self._source.next_trial()
+        if found is None:
+            return Searcher.FINISHED
+        name, job = found
+        self._names[trial_id] = name
+        return {"name": name, "job": job}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if error:
+            self._source.on_lost(self._names[trial_id])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the sweep's ledger is its state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see save."""
+
+
+class _Listener(FIFOScheduler):  # type: ignore[misc]  # Ray has no annotations here
+    """Tells the source of each validation. What follows from it the trial learns by an order, and acts itself."""
+
+    def __init__(self, source: TrialSource) -> None:
+        super().__init__()
+        self._source = source
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "milestone" in result:
+            self._source.on_validation(trial.config["name"], result)
+        decision: str = FIFOScheduler.CONTINUE
+        return decision

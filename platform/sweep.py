@@ -1,0 +1,281 @@
+"""Driving a sweep: settle what is asked, prepare tokens once, run the trials, say which setting is better."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sftray.cluster.connection import check_this_machine, connect_for, has_cluster
+from sftray.cluster.preparation import choose_map
+from sftray.cluster.resources import Placement, look_at_cluster
+from sftray.platform.certainty import choose_finalists
+from sftray.platform.driver import fix_batch, name_examples, prepare_run, settle_paths
+from sftray.platform.leaderboard import load_leaderboard
+from sftray.platform.run_directory import check_name_is_free, open_store, take_run_directory
+from sftray.platform.sweep_feed import Feed, Sweep
+from sftray.platform.sweep_files import (
+    BASE,
+    SweepSettings,
+    load_settings,
+    save_settings,
+)
+from sftray.platform.sweep_progress import SweepMirrors, SweepProgress
+from sftray.train_fn.config import RunConfig
+from sftray.train_fn.config_file import Resolved, dump_config, load_config
+from sftray.train_fn.errors import ConfigError, DivergedError, Problem, StoppedError, UserError
+from sftray.train_fn.journal import DATA, Journal
+from sftray.train_fn.prepare import MapChunks, Prepared
+from sftray.train_fn.token_store import TokenStore
+from sftray.train_fn.trainer import build_run_plan
+from sftray.tune_spaces.halving import plan_evaluations, plan_rungs
+from sftray.tune_spaces.points import apply_point, check_space, fixed_values
+from sftray.tune_spaces.population import check_population_space
+from sftray.tune_spaces.searchers import count_grid
+from sftray.tune_spaces.space import Space, load_space, parse_space
+
+EVALUATIONS = 8  # of every trial, at equal parts of its progress
+REDUCTION_FACTOR = 2.0
+FINALISTS = 2
+DEFAULT_TRIALS = 8
+_CACHE = ".tune"
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What the command line of `sftray tune` asks for; None: as the sweep thinks best."""
+
+    space: str | dict[str, Any] = "lr_accumulation"
+    searcher: str | None = None
+    scheduler: str = "asha"
+    trials: int | None = None
+    concurrent: int | None = None
+    repeats: int = 0
+    finalists: int = FINALISTS
+    max_examples: int | None = None
+    max_minutes: float | None = None
+    seed: int = 1
+
+
+def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Console) -> Path:
+    """Run a sweep to its end; returns its directory.
+
+    Args:
+        label: what an unnamed sweep is named after: the preset, or the config file's stem.
+
+    Raises:
+        UserError: of the kind that says what went wrong; its exit_code is the command's.
+    """
+    space = _find_space(options.space, resolved.config)
+    fixed = fixed_values(space)
+    resolved = settle_paths(apply_point(resolved, fixed, f"space {space.name}") if fixed else resolved)
+    config = resolved.config
+    _check_options(options, space, resolved)
+    store = open_store(config.store)
+    check_name_is_free(store, config.name)
+    check_this_machine(config.scaling)
+    prepared = None if has_cluster() else prepare_run(config, store, console)
+    with connect_for(config.scaling) as (placement, num_nodes):
+        prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
+        sweep_dir = take_run_directory(store, config.name, f"tune-{label}")
+        settings = _settle(options, space, config, prepared, sweep_dir.name)
+        base = _build_base(resolved, settings, prepared, sweep_dir)
+        (sweep_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
+        (sweep_dir / BASE).write_text(dump_config(base), encoding="utf-8")
+        save_settings(sweep_dir, settings)  # last: what has it is a sweep
+        return _run_sweep(Sweep(sweep_dir, settings, base, space, prepared), placement, console)
+
+
+def resume_sweep(sweep_dir: Path, console: Console) -> Path:
+    """Run what is missing of a sweep: trials that did not end go on from their checkpoints, the others start.
+
+    Raises:
+        ConfigError: its data is not what it was.
+    """
+    settings, base = load_settings(sweep_dir), load_config(sweep_dir / BASE)
+    space = parse_space(settings.space, settings.space_name, base.config)
+    config = base.config
+    store = open_store(config.store.model_copy(update={"path": str(sweep_dir.absolute().parent)}))
+    check_this_machine(config.scaling)
+    prepared = None if has_cluster() else _prepare_again(sweep_dir, config, store, console)
+    with connect_for(config.scaling) as (placement, num_nodes):
+        prepared = prepared or _prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
+        sweep = Sweep(sweep_dir.absolute(), settings, base, space, prepared)
+        return _run_sweep(sweep, placement, console)
+
+
+def _find_space(asked: str | dict[str, Any], config: RunConfig) -> Space:
+    return load_space(asked, config) if isinstance(asked, str) else parse_space(asked, "given", config)
+
+
+def _prepare_again(
+    sweep_dir: Path, config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
+) -> Prepared:
+    prepared = prepare_run(config, store, console, map_chunks)
+    before = json.loads((sweep_dir / DATA).read_text(encoding="utf-8"))
+    if name_examples(before) != name_examples(prepared.receipt):
+        raise ConfigError(
+            Problem(
+                "the data is not what it was when the sweep started",
+                where=str(sweep_dir / DATA),
+                why="all trials of a sweep learn from the same examples",
+                fix="put files and settings back as they were, or start a sweep of another name",
+            )
+        )
+    return prepared
+
+
+def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> None:
+    """What can be known to be wrong before anything starts."""
+    problems = []
+    if resolved.config.data.validation is None:
+        problems.append(
+            Problem(
+                "a sweep needs data.validation",
+                why="trials are ranked by their validation loss, and the config holds nothing out",
+                fix="data.validation=0.05",
+            )
+        )
+    if options.repeats == 1:
+        problems.append(
+            Problem("--repeats 1 says nothing of chance", why="an interval needs two runs", fix="--repeats 3")
+        )
+    if options.finalists < 2:
+        problems.append(Problem("--finalists: at least 2 are compared", fix="--finalists 2"))
+    if problems:
+        raise ConfigError(*problems)
+    if options.scheduler == "pbt":
+        check_population_space(space)
+    if options.searcher == "grid" or (options.searcher is None and space.only_grid):
+        count_grid(space)
+    check_space(space, resolved)
+
+
+def _settle(options: SweepOptions, space: Space, config: RunConfig, prepared: Prepared, name: str) -> SweepSettings:
+    searcher = options.searcher or ("grid" if space.only_grid else "tpe")
+    combinations = count_grid(space) if searcher == "grid" else None
+    evaluations = plan_evaluations(EVALUATIONS)
+    return SweepSettings(
+        name=name,
+        space_name=space.name,
+        space=space.raw,
+        searcher=searcher,  # type: ignore[arg-type]  # the command line offers no others
+        scheduler=options.scheduler,  # type: ignore[arg-type]  # as above
+        seed=options.seed,
+        trials=min(filter(None, (options.trials or combinations or DEFAULT_TRIALS, combinations))),
+        concurrent=options.concurrent,
+        repeats=options.repeats,
+        finalists=options.finalists,
+        max_examples=options.max_examples or _count_examples(config, prepared),
+        max_minutes=options.max_minutes or config.limits.max_minutes,
+        evaluations=evaluations,
+        rungs=plan_rungs(REDUCTION_FACTOR, evaluations),
+        reduction_factor=REDUCTION_FACTOR,
+    )
+
+
+def _count_examples(config: RunConfig, prepared: Prepared) -> int:
+    """What the base config would train on: the budget of every trial, whatever its global batch."""
+    run = build_run_plan(config, TokenStore(prepared.folder, "train"), 1)
+    return run.count_examples(run.total_steps)
+
+
+def _build_base(resolved: Resolved, settings: SweepSettings, prepared: Prepared, sweep_dir: Path) -> Resolved:
+    """The config that trials change: the sweep's own budget, and evaluations by progress alone."""
+    num_examples = len(TokenStore(prepared.folder, "train"))
+    kept = len(settings.evaluations) + 1 if settings.scheduler == "pbt" else resolved.config.store.keep_checkpoints
+    point = {
+        "train.max_steps": None,
+        "train.max_examples": settings.max_examples,
+        "train.epochs": -(-settings.max_examples // num_examples),
+        "train.eval_every": 0,
+        "train.save_every": 0,
+        "limits.max_minutes": None,
+        "store.keep_checkpoints": kept,
+        "store.path": str(sweep_dir),
+    }
+    config = resolved.config
+    changed = {
+        section: getattr(config, section).model_copy(
+            update={key.split(".")[1]: value for key, value in point.items() if key.startswith(f"{section}.")}
+        )
+        for section in ("train", "limits", "store")
+    }
+    origin = {**resolved.origin, **dict.fromkeys(point, "sweep")}
+    return fix_batch(replace(resolved, config=config.model_copy(update=changed), origin=origin), sweep_dir.name)
+
+
+def _run_sweep(sweep: Sweep, placement: Placement, console: Console) -> Path:
+    """Search, then repeat the finalists; the sweep's events say how it ended."""
+    from sftray.cluster.tuning import count_concurrent
+
+    journal = Journal(sweep.folder)
+    journal.add_event("starting", journal.count_attempts() + 1, f"{sweep.settings.trials} trials")
+    concurrent = count_concurrent(sweep.base.config.scaling, placement, look_at_cluster())
+    concurrent = min(concurrent, sweep.settings.concurrent or concurrent)
+    minutes = sweep.settings.max_minutes
+    sweep = replace(sweep, deadline=None if minutes is None else time.time() + minutes * 60)
+    total = sweep.settings.trials + sweep.settings.repeats * sweep.settings.finalists
+    with (
+        _record_end(journal),
+        SweepMirrors(sweep.folder, sweep.base.config.tracking, console),
+        SweepProgress(console, sweep.folder, total),
+    ):
+        _run_phases(sweep, placement, concurrent)
+        journal.add_event("finished", journal.count_attempts())
+    _refuse_all_failed(sweep)
+    return sweep.folder
+
+
+def _run_phases(sweep: Sweep, placement: Placement, concurrent: int) -> None:
+    from sftray.cluster.tuning import run_trials
+
+    def run(feed: Feed, limit: int) -> None:
+        cache = sweep.folder / _CACHE
+        max_failures = sweep.base.config.scaling.max_failures
+        if limit:
+            run_trials(feed, placement, limit, concurrent, max_failures, cache)
+        feed.raise_if_stopped()
+
+    search = Feed(sweep, "search")
+    run(search, search.count_missing())
+    if sweep.settings.repeats:
+        finalists = choose_finalists(load_leaderboard(sweep.folder), sweep.settings.finalists)
+        repeats = Feed(sweep, "repeat", [ranked.record for ranked in finalists])
+        run(repeats, repeats.count_missing())
+
+
+@contextlib.contextmanager
+def _record_end(journal: Journal) -> Iterator[None]:
+    """Say in the sweep's events what ended it before its end."""
+    fix = f"sftray resume {journal.folder}"
+    try:
+        yield
+    except StoppedError as error:
+        journal.add_event("stopped", journal.count_attempts(), error.problems[0].why or "")
+        raise
+    except KeyboardInterrupt:
+        journal.add_event("interrupted", journal.count_attempts(), "Ctrl-C")
+        raise StoppedError(Problem("the sweep was interrupted", why="Ctrl-C", fix=fix)) from None
+    except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
+        said = error.problems[0].what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        journal.add_event("failed", journal.count_attempts(), said[:500])
+        raise
+
+
+def _refuse_all_failed(sweep: Sweep) -> None:
+    """A sweep of which no trial came to a result has failed, whoever ran it."""
+    ranked = load_leaderboard(sweep.folder)
+    if any(each.state != "failed" for each in ranked):
+        return
+    raise DivergedError(
+        Problem(
+            f"all {len(ranked)} trials failed; the first: {ranked[0].why}",
+            where=str(sweep.folder),
+            fix="sftray runs list --store shows each; narrow the space, or try one of its points with sftray train",
+        )
+    )
