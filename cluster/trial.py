@@ -5,6 +5,7 @@ loaded. One of several workers starts them with Ray Train, and only directs them
 that of `sftray train`, and the run's directory is the truth: Ray Tune is told of each validation, and no more.
 """
 
+import contextlib
 import gc
 import json
 import shutil
@@ -22,8 +23,8 @@ from ray.train.torch import TorchTrainer
 from sftray.cluster.launch import run_workers
 from sftray.cluster.orders import Order, Ordered, clear_orders, has_order, stop_file, take_order
 from sftray.cluster.resources import Placement
-from sftray.train_fn.checkpoint import list_checkpoints, verify_checkpoint
-from sftray.train_fn.errors import CheckpointError, Problem, UserError
+from sftray.train_fn.checkpoint import Checkpoint, list_checkpoints, verify_checkpoint
+from sftray.train_fn.errors import UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, EVENTS, METRICS, Journal
 from sftray.train_fn.tail import Tail
 from sftray.train_fn.worker import train_worker
@@ -61,9 +62,7 @@ def run_trial(start: dict[str, Any], placement: Placement, max_failures: int) ->
         if order.kind == "prune":
             journal.add_event("pruned", journal.count_attempts(), order.why, **order.facts)
             return
-        job = _guard(journal, lambda job=job, order=order: adopt(job, order))  # type: ignore[misc]
-        if job is None:
-            return
+        job = adopt(job, order)
 
 
 def _guard(journal: Journal, act: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
@@ -169,26 +168,25 @@ def report_to_tune(run_dir: Path, metrics: Metrics) -> None:
 def adopt(job: dict[str, Any], order: Order) -> dict[str, Any]:
     """Take over the donor's weights and optimizer, and the new config; returns the job to go on with.
 
-    The trial's own checkpoints go: they belong to settings that it has given up. What is copied is checked against
-    its manifest before that.
-
-    Raises:
-        CheckpointError: the donor's checkpoint is not whole.
+    The trial's own checkpoints go: they belong to settings that it has given up. Where the donor's is not whole,
+    or gone since the donor follows another itself, the trial goes on as it was.
     """
     assert order.donor is not None and order.config_text is not None  # of every exploit
     run_dir = Path(job["run_dir"])
-    root = run_dir / CHECKPOINTS
+    journal, root = Journal(run_dir), run_dir / CHECKPOINTS
     source = next((c for c in list_checkpoints(Path(order.donor) / CHECKPOINTS) if c.step == order.step), None)
-    if source is None or verify_checkpoint(source):
-        problem = Problem(f"{order.donor} has no whole checkpoint of step {order.step} to go on from")
-        raise CheckpointError(problem)
     draft = root / ".draft-adopted"
     shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(source.folder, draft)
+    if source is not None:
+        with contextlib.suppress(OSError, shutil.Error):  # it may vanish meanwhile: then it is not whole
+            shutil.copytree(source.folder, draft)
+    if source is None or verify_checkpoint(Checkpoint(draft, source.manifest)):
+        why = f"{order.donor} has no whole checkpoint of step {order.step} any more"
+        journal.add_event("exploit_skipped", journal.count_attempts(), why)
+        return job
     for own in list_checkpoints(root):
         shutil.rmtree(own.folder)
     draft.rename(root / source.folder.name)
     (run_dir / CONFIG).write_text(order.config_text, encoding="utf-8")
-    journal = Journal(run_dir)
     journal.add_event("exploited", journal.count_attempts(), order.why, **order.facts)
     return {**job, "config": order.config, "config_hash": order.config_hash}

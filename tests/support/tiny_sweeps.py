@@ -1,0 +1,37 @@
+"""Tiny but whole sweeps through the driver."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tiny_runs import build_config, read_events, read_metrics
+
+from sftray.platform.sweep import SweepOptions, tune_run
+from sftray.platform.sweep_files import read_ledger
+from sftray.train_fn.config_file import Resolved
+
+
+def sweep(folder: Path, space: dict[str, Any], changes: dict[str, Any] | None = None, **options: Any) -> Path:
+    """Run a sweep of tiny runs of one worker each; returns its directory."""
+    config = build_config(folder, **{"scaling": {"num_workers": 1, "use_gpu": False}, **(changes or {})})
+    asked = SweepOptions(space=space, **{"scheduler": "none", **options})
+    return tune_run(Resolved(config, {}), "tiny", asked, Console(file=io.StringIO()))
+
+
+def read_states(sweep_dir: Path) -> dict[str, str]:
+    """The last state of each trial."""
+    return {record.name: read_events(sweep_dir / record.name)[-1]["state"] for record in read_ledger(sweep_dir)}
+
+
+def read_results(sweep_dir: Path) -> list[Any]:
+    """Of each trial its settings and every number that does not measure time or memory, in the order of settings."""
+    results = []
+    for record in read_ledger(sweep_dir):
+        rows = [
+            {key: value for key, value in row.items() if not key.startswith("perf/") and key != "time"}
+            for row in read_metrics(sweep_dir / record.name)
+        ]
+        results.append((json.dumps(record.point, sort_keys=True), record.seed, rows))
+    return sorted(results, key=lambda result: result[:2])
