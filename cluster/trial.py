@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from sftray.cluster.launch import run_workers
 from sftray.cluster.orders import Order, Ordered, clear_orders, has_order, stop_file, take_order
@@ -83,7 +81,10 @@ def _guard(journal: Journal, act: Callable[[], dict[str, Any]]) -> dict[str, Any
 
 
 def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) -> dict[str, Any]:
-    """Train in this process, by Ray Train's local mode: there is no worker that could be lost apart from it."""
+    """Train in this process: there is no worker that could be lost apart from it.
+
+    Ray Train's local mode is not used: inside of a trial its helpers refuse to work.
+    """
     run_dir = Path(job["run_dir"])
 
     def report(metrics: Metrics, folder: Path | None) -> None:
@@ -92,14 +93,8 @@ def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) ->
             if metrics["milestone"] < 1.0 and has_order(run_dir):
                 raise Ordered
 
-    trainer = TorchTrainer(
-        lambda given: train_worker(given, report),
-        train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.use_gpu),
-    )
     try:
-        returned: dict[str, Any] = trainer.fit().return_value
-        return returned
+        return train_worker(job, report)
     finally:
         _free_memory()
 

@@ -1,0 +1,36 @@
+"""What a run needs of those who start it: where it stands, how it is distributed, and who hears of it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sftray.train_fn.batch import Batch
+from sftray.train_fn.trainer import Place
+
+Report = Callable[[dict[str, float], Path | None], None]
+
+
+@dataclass(frozen=True)
+class Door:
+    """`wrap` distributes a model, `prepare` makes a loader deliver to the device, `report` registers metrics and,
+    if there is one, a checkpoint's folder: by all ranks together."""
+
+    place: Place
+    wrap: Callable[[nn.Module], nn.Module]
+    prepare: Callable[[Any], Iterable[Batch]]
+    report: Report
+
+
+def open_alone(report: Report) -> Door:
+    """The door of a run that is one process, whoever started it; the GPU is the first that it can see."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return Door(Place(0, 1, device), lambda model: model, lambda loader: _deliver(loader, device), report)
+
+
+def _deliver(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    for batch in loader:
+        yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}  # type: ignore[misc,attr-defined]  # a TypedDict of tensors alone
