@@ -61,7 +61,7 @@ def run_trials(
                 search_alg=tune.search.ConcurrencyLimiter(_Feed(source, names), max_concurrent=concurrent),
                 scheduler=_Listener(source),
                 num_samples=limit,
-                reuse_actors=placement.num_workers == 1,
+                reuse_actors=True,
                 trial_name_creator=_name_trial,
                 trial_dirname_creator=_name_trial,
             ),

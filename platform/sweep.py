@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from sftray.cluster.connection import check_this_machine, connect_for, has_cluster
 from sftray.cluster.preparation import choose_map
 from sftray.cluster.resources import Placement, look_at_cluster
-from sftray.platform.certainty import choose_finalists
 from sftray.platform.driver import fix_batch, name_examples, prepare_run, settle_paths
-from sftray.platform.leaderboard import load_leaderboard
+from sftray.platform.leaderboard import choose_finalists, load_leaderboard
 from sftray.platform.run_directory import check_name_is_free, open_store, take_run_directory
 from sftray.platform.sweep_feed import Feed, Sweep
 from sftray.platform.sweep_files import (
@@ -33,10 +32,11 @@ from sftray.train_fn.prepare import MapChunks, Prepared
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer import build_run_plan
 from sftray.tune_spaces.halving import plan_evaluations, plan_rungs
+from sftray.tune_spaces.parameters import Options, Space
 from sftray.tune_spaces.points import apply_point, check_space, fixed_values
 from sftray.tune_spaces.population import check_population_space
-from sftray.tune_spaces.searchers import count_grid
-from sftray.tune_spaces.space import Space, load_space, parse_space
+from sftray.tune_spaces.searchers import Searcher, check_searcher, count_grid, is_grid
+from sftray.tune_spaces.space import load_space, parse_space
 
 EVALUATIONS = 8  # of every trial, at equal parts of its progress
 REDUCTION_FACTOR = 2.0
@@ -50,8 +50,8 @@ class SweepOptions:
     """What the command line of `sftray tune` asks for; None: as the sweep thinks best."""
 
     space: str | dict[str, Any] = "lr_accumulation"
-    searcher: str | None = None
-    scheduler: str = "asha"
+    searcher: Searcher | None = None
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
     trials: int | None = None
     concurrent: int | None = None
     repeats: int = 0
@@ -150,21 +150,21 @@ def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> N
         raise ConfigError(*problems)
     if options.scheduler == "pbt":
         check_population_space(space)
-    if options.searcher == "grid" or (options.searcher is None and space.only_grid):
-        count_grid(space)
+    if options.searcher is not None:
+        check_searcher(space, options.searcher)
     check_space(space, resolved)
 
 
 def _settle(options: SweepOptions, space: Space, config: RunConfig, prepared: Prepared, name: str) -> SweepSettings:
-    searcher = options.searcher or ("grid" if space.only_grid else "tpe")
+    searcher = _choose_searcher(options, space)
     combinations = count_grid(space) if searcher == "grid" else None
     evaluations = plan_evaluations(EVALUATIONS)
     return SweepSettings(
         name=name,
         space_name=space.name,
         space=space.raw,
-        searcher=searcher,  # type: ignore[arg-type]  # the command line offers no others
-        scheduler=options.scheduler,  # type: ignore[arg-type]  # as above
+        searcher=searcher,
+        scheduler=options.scheduler,
         seed=options.seed,
         trials=min(filter(None, (options.trials or combinations or DEFAULT_TRIALS, combinations))),
         concurrent=options.concurrent,
@@ -176,6 +176,15 @@ def _settle(options: SweepOptions, space: Space, config: RunConfig, prepared: Pr
         rungs=plan_rungs(REDUCTION_FACTOR, evaluations),
         reduction_factor=REDUCTION_FACTOR,
     )
+
+
+def _choose_searcher(options: SweepOptions, space: Space) -> Searcher:
+    """What was asked for; else a grid is gone through, and what can be sampled is searched by TPE."""
+    if options.searcher is not None:
+        return options.searcher
+    if is_grid(space):
+        return "grid"
+    return "random" if any(isinstance(p, Options) and p.is_grid for p in space.parameters) else "tpe"
 
 
 def _count_examples(config: RunConfig, prepared: Prepared) -> int:

@@ -29,9 +29,9 @@ from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import Problem, StoppedError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, Journal
 from sftray.train_fn.prepare import Prepared
+from sftray.tune_spaces.parameters import Space
 from sftray.tune_spaces.population import Member, decide_exploit, explore_point
 from sftray.tune_spaces.searchers import Outcome, suggest_point
-from sftray.tune_spaces.space import Space
 
 _QUANTILE = 0.25  # of the population: so many give up, and so many are followed
 
