@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # States that a run can be in; other events, such as `checkpoint`, happen in one of them.
-_STATES = ("prepared", "starting", "running", "finished", "failed", "stopped", "interrupted")
+_STATES = ("prepared", "starting", "running", "finished", "pruned", "failed", "stopped", "interrupted")
 _BEGINNINGS = ("prepared", "starting")
 _DEPTH = 3  # a run of the store, a trial of a sweep, and a folder around either
 COLUMNS = (

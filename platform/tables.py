@@ -13,6 +13,7 @@ from sftray.platform.terminal import format_number, format_seconds, format_time,
 
 STATE_STYLES = {
     "finished": "green",
+    "pruned": "magenta",
     "running": "cyan",
     "prepared": "cyan",
     "starting": "cyan",
@@ -21,7 +22,7 @@ STATE_STYLES = {
     "failed": "bold red",
     "broken": "bold red",
 }
-_WITH_REASON = ("failed", "broken", "stopped", "interrupted")
+_WITH_REASON = ("failed", "pruned", "broken", "stopped", "interrupted")
 
 Run = dict[str, Any]  # one row of load_runs
 

@@ -113,12 +113,14 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The loop. Exactly one of `gradient_accumulation_steps` and `global_batch_size` is set afterwards.
 
+    The run ends after `epochs`, or before at `max_steps`, or when exactly `max_examples` have been trained on.
     `log_every`, `eval_every`, `save_every`: 0 turns off what they time. The validation before the first step and
     after the last, and the last checkpoint, are made all the same.
     """
 
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
+    max_examples: PositiveInt | None = None
     micro_batch_size: PositiveInt = 4
     gradient_accumulation_steps: PositiveInt | None = None
     global_batch_size: PositiveInt | None = None
@@ -139,6 +141,14 @@ class TrainConfig(Section):
             )
         if self.gradient_accumulation_steps is None and self.global_batch_size is None:
             object.__setattr__(self, "gradient_accumulation_steps", 1)
+        return self
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_steps is not None and self.max_examples is not None:
+            raise Contradiction(
+                "give train.max_steps or train.max_examples, not both", "train.max_steps", "train.max_examples"
+            )
         return self
 
 

@@ -12,10 +12,12 @@ from sftray.train_fn.errors import Problem
 
 _AFTER_FILE = 10**9  # the order of the first override: behind every line of the file
 
-# Of each pair only one can be set: one that is set here unsets the other of the file.
+# Of each pair at most one can be set: one that is set here unsets the other of the file.
 _RIVALS: dict[KeyPath, KeyPath] = {
     ("train", "global_batch_size"): ("train", "gradient_accumulation_steps"),
     ("train", "gradient_accumulation_steps"): ("train", "global_batch_size"),
+    ("train", "max_steps"): ("train", "max_examples"),
+    ("train", "max_examples"): ("train", "max_steps"),
     ("model", "name"): SCRATCH,
     SCRATCH: ("model", "name"),
 }

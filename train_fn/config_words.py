@@ -46,6 +46,7 @@ _EXAMPLES: dict[str, Any] = {
     "data.train": "data/train.jsonl",
     "data.validation": 0.05,
     "train.max_steps": 1000,
+    "train.max_examples": 50_000,
     "train.gradient_accumulation_steps": 8,
     "train.global_batch_size": 64,
     "limits.max_minutes": 120,

@@ -29,7 +29,10 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All steps of a run: a pure function of the step. `lengths` and `target_counts` are int64 [examples]."""
+    """All steps of a run: a pure function of the step. `lengths` and `target_counts` are int64 [examples].
+
+    With `max_examples` the run ends after exactly so many: what would be beyond is cut from the last step.
+    """
 
     lengths: NDArray[np.int64]
     target_counts: NDArray[np.int64]
@@ -38,9 +41,11 @@ class RunPlan:
     total_steps: int
     world_size: int
     budget: Budget
+    max_examples: int | None = None
 
     def plan(self, step: int) -> StepPlan:
         epoch, examples = order_step(self.seed, step, self.global_batch_size, len(self.lengths))
+        examples = examples[: self.count_examples(step + 1) - self.count_examples(step)]
         lengths = self.lengths[examples]
         layout = lay_out(examples, lengths, self.world_size, self.budget)
         return StepPlan(
@@ -53,7 +58,8 @@ class RunPlan:
         )
 
     def count_examples(self, steps_done: int) -> int:
-        return count_examples_before(steps_done, len(self.lengths), self.global_batch_size)
+        done = count_examples_before(steps_done, len(self.lengths), self.global_batch_size)
+        return done if self.max_examples is None else min(done, self.max_examples)
 
 
 def lay_out(
@@ -74,9 +80,22 @@ def _count_padded(layout: list[list[MicroBatch]], lengths: NDArray[np.int64]) ->
     return sum(count(rows) for forwards in layout for rows in forwards)
 
 
-def count_total_steps(num_examples: int, global_batch_size: int, epochs: int, max_steps: int | None) -> int:
-    steps = count_steps_per_epoch(num_examples, global_batch_size) * epochs
-    return min(steps, max_steps) if max_steps else steps
+def count_total_steps(
+    num_examples: int,
+    global_batch_size: int,
+    epochs: int,
+    max_steps: int | None = None,
+    max_examples: int | None = None,
+) -> int:
+    """Steps of a run: those of its epochs, or fewer where `max_steps` or `max_examples` end it before."""
+    per_epoch = count_steps_per_epoch(num_examples, global_batch_size)
+    limits = [per_epoch * epochs]
+    if max_steps is not None:
+        limits.append(max_steps)
+    if max_examples is not None:
+        whole_epochs, rest = divmod(max_examples, num_examples)
+        limits.append(whole_epochs * per_epoch + count_steps_per_epoch(rest, global_batch_size))
+    return min(limits)
 
 
 class RowDataset(Dataset[list[Example]]):

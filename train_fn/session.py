@@ -5,10 +5,8 @@ called by all ranks together) and `prepare` (make a loader deliver to the device
 """
 
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from sftray.train_fn.evaluation import evaluate, plan_evaluation
 from sftray.train_fn.journal import CHECKPOINTS, Journal
 from sftray.train_fn.loader import FixedSampler, RunPlan, build_loader
 from sftray.train_fn.loop import StepResult
+from sftray.train_fn.memory import measure_peak
 from sftray.train_fn.mfu import compute_mfu
 from sftray.train_fn.model import count_parameters
 from sftray.train_fn.samples import Prompt, answer_prompts, choose_prompts
@@ -34,6 +33,8 @@ from sftray.train_fn.trainer import Place, write_checkpoint
 
 @dataclass
 class Session:
+    """`evaluations`: values of progress, in (0, 1], at which the run is validated and saved besides."""
+
     config: RunConfig
     place: Place
     trainer: Trainer
@@ -48,6 +49,7 @@ class Session:
     prepare: Callable[[Any], Iterable[Batch]]
     mirror: Callable[[Mapping[str, float]], None]  # live gauges
     skipped_steps: int = 0
+    evaluations: tuple[float, ...] = ()
     prompts: tuple[list[Prompt], int] | None = field(default=None, repr=False)
 
     @property
@@ -81,34 +83,51 @@ def record(session: Session, metrics: Mapping[str, float]) -> None:
 
 
 def _measure_device(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Peak memory in GiB, of the GPU's allocator there and of this process elsewhere; on a known GPU its MFU."""
+    """Peak memory of the run in GiB; on a known GPU its MFU."""
     device = session.place.device
+    measured = {"perf/peak_memory_gb": round(measure_peak(device) / 2**30, 3)}
     if device.type != "cuda":
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {"perf/peak_memory_gb": round(peak / 2**30, 3)}
-    measured = {"perf/peak_memory_gb": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
+        return measured
     speed = metrics.get("perf/tokens_per_second", 0.0) / session.place.world_size
     mfu = compute_mfu(count_parameters(session.trainer.model), speed, torch.cuda.get_device_name(device))
     return measured if mfu is None or not speed else {**measured, "perf/mfu": mfu}
 
 
 def after_step(session: Session, result: StepResult, ends: bool) -> None:
-    """Log, evaluate and save what is due after a step. `ends`: nothing follows it in this attempt."""
+    """Log, evaluate and save what is due after a step. `ends`: nothing follows it in this attempt.
+
+    A step that reaches a milestone of `session.evaluations` does all three, and its metrics name it.
+    """
     train, step = session.config.train, result.step
     if not result.outcome.applied:
         _note_skipped(session, result)
-    validation = evaluate_run(session) if ends or _is_due(step, train.eval_every) else {}
-    if ends or validation or _is_due(step, train.log_every):
-        record(session, {**result.metrics, **validation})
-    if ends or _is_due(step, train.save_every):
-        save_run(session, {**result.metrics, **validation})
+    milestone = find_milestone(session.evaluations, session.run, step)
+    all_due = ends or milestone is not None
+    validation = evaluate_run(session) if all_due or _is_due(step, train.eval_every) else {}
+    metrics = {**result.metrics, **validation}
+    if milestone is not None:
+        metrics["milestone"] = milestone
+    if all_due or validation or _is_due(step, train.log_every):
+        record(session, metrics)
+    if all_due or _is_due(step, train.save_every):
+        save_run(session, metrics)
     elif validation:
-        session.report({**result.metrics, **validation}, None)
+        session.report(metrics, None)
 
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def find_milestone(evaluations: Sequence[float], run: RunPlan, step: int) -> float | None:
+    """The highest of these values of progress that step number `step` (the first is 1) reaches, and none before.
+
+    It follows from the step alone, so a resumed run does not repeat those that its checkpoint has passed.
+    """
+    before, after, total = (run.count_examples(steps) for steps in (step - 1, step, run.total_steps))
+    # Rounded before it is rounded up: 0.07 × 100 is 7.000000000000001.
+    reached = [value for value in evaluations if before < math.ceil(round(value * total, 6)) <= after]
+    return max(reached, default=None)
 
 
 def _note_skipped(session: Session, result: StepResult) -> None:
@@ -152,8 +171,8 @@ def _commit(session: Session, metrics: dict[str, float]) -> Checkpoint:
     )
 
 
-def answer_samples(session: Session, when: str, step: int) -> None:
-    """Answer the fixed prompts, shared out over the ranks; rank 0 writes the answers down."""
+def compute_samples(session: Session, when: str, step: int) -> list[dict[str, Any]]:
+    """The fixed prompts with the model's answers, shared out over the ranks; the rows are the same on all."""
     if session.prompts is None:
         source = session.validation if len(session.validation) else session.train
         parameters = count_parameters(session.trainer.model)
@@ -161,17 +180,23 @@ def answer_samples(session: Session, when: str, step: int) -> None:
     prompts, new_tokens = session.prompts
     rank, world_size = session.place.rank, session.place.world_size
     mine = prompts[rank::world_size]
-    answers = gather_all(answer_prompts(session.trainer.model, session.loaded.tokenizer, mine, new_tokens))
+    shares = gather_all(answer_prompts(session.trainer.model, session.loaded.tokenizer, mine, new_tokens))
+    answers = [shares[index % world_size][index // world_size] for index in range(len(prompts))]
+    return [
+        {
+            "when": when,
+            "step": step,
+            "prompt": prompt.text,
+            "reference": prompt.reference,
+            "answer": answer,
+            "exact_match": answer == prompt.reference,
+        }
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def record_samples(session: Session, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of `compute_samples` down, by rank 0."""
     if session.is_first:
-        for index, prompt in enumerate(prompts):
-            answer = answers[index % world_size][index // world_size]
-            session.journal.add_sample(
-                {
-                    "when": when,
-                    "step": step,
-                    "prompt": prompt.text,
-                    "reference": prompt.reference,
-                    "answer": answer,
-                    "exact_match": answer == prompt.reference,
-                }
-            )
+        for row in rows:
+            session.journal.add_sample(row)

@@ -42,15 +42,16 @@ def build_budget(config: RunConfig, attention: str | None = None) -> Budget:
 
 
 def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attention: str | None = None) -> RunPlan:
-    total_steps = count_total_steps(len(store), config.global_batch_size, config.train.epochs, config.train.max_steps)
+    train, batch = config.train, config.global_batch_size
     return RunPlan(
         lengths=store.lengths,
         target_counts=store.target_counts,
-        seed=config.train.seed,
-        global_batch_size=config.global_batch_size,
-        total_steps=total_steps,
+        seed=train.seed,
+        global_batch_size=batch,
+        total_steps=count_total_steps(len(store), batch, train.epochs, train.max_steps, train.max_examples),
         world_size=world_size,
         budget=build_budget(config, attention),
+        max_examples=train.max_examples,
     )
 
 

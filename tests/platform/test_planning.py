@@ -67,6 +67,8 @@ def test_the_learning_rates_and_steps_are_those_of_the_run(tmp_path: Path) -> No
     first = found.run.plan(0)
     assert f"{first.num_tokens:,} tokens, {first.num_target_tokens:,} targets" in text
     assert "steps: 5 of 8 examples" in show(plan(build_config(tmp_path, train={"max_steps": 5})))
+    cut = show(plan(build_config(tmp_path, train={"max_examples": 33})))
+    assert "steps: 5 of 8 examples" in cut and "; 33 examples in all" in cut
 
 
 def read_row(path: Path, number: int) -> list[str]:

@@ -181,6 +181,8 @@ def test_an_override_wins_over_the_file(override: str, key: str, value: object) 
             "train.global_batch_size=8",
             "train.gradient_accumulation_steps",
         ),
+        (BASE + "train: {max_steps: 2}", "train.max_examples=8", "train.max_steps"),
+        (BASE + "train: {max_examples: 8}", "train.max_steps=2", "train.max_examples"),
         (SCRATCH, "model.name=some/model", "model.scratch"),
         (BASE, "model={tokenizer: t, scratch: {architecture: llama}}", "model.name"),
     ],

@@ -104,6 +104,7 @@ PLANTED = [
         f"give train.{STEPS} or train.{GLOBAL}, not both",
         "keep one",
     ),
+    ("train:\n  max_steps: 8\n  max_examples: 64", 5, "give train.max_steps or train.max_examples", "keep one"),
     ("scaling:\n  num_workers: [4, 2]", 4, "this min is above the max", "scaling: {num_workers: [2, 4]}"),
     # sections that are none
     ("optim: 3", 3, "optim is a section with keys of its own, not 3", "optim: {learning_rate: 2.0e-5}"),
@@ -161,6 +162,7 @@ OVERRIDES = [
     (["tracking.wandb=off"], "Did you mean disabled?", "tracking.wandb=disabled"),
     (["train.epochs=1", "train.epochs=2"], "train.epochs is set twice", "keep one of the two"),
     ([f"train.{GLOBAL}=8", f"train.{STEPS}=2"], "not both", "keep one"),
+    (["train.max_steps=8", "train.max_examples=64"], "not both", "keep one"),
     (["model.name=x", *OF_SCRATCH], "not both", "keep one"),
     (["model.scratch.hidden_size=8"], "needs architecture", "model.scratch.architecture=llama"),
     ([*OF_SCRATCH, "model.scratch.architecture.x=8"], "is one value", "model.scratch.architecture=llama"),

@@ -58,6 +58,7 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "optim.max_grad_norm": ("0", "null", "'1'"),
     "train.epochs": ("0", "true", "1.5", "null", "two", "[1]"),
     "train.max_steps": ("0", "1e3", "no"),
+    "train.max_examples": ("0", "1.5", "all", "true"),
     "train.micro_batch_size": ("0", "010", "-4", "4.0"),
     "train.gradient_accumulation_steps": ("0", "auto"),
     "train.global_batch_size": ("0", "64.5"),
