@@ -3,21 +3,25 @@
 A loss is one draw: another seed orders the examples otherwise and starts from other weights. So settings are
 compared by runs with several seeds, as an interval of the difference of their means. The run that made a setting a
 finalist does not count: it was chosen for being good, so it is likelier to have been lucky (the winner's curse).
+Where more than two settings have repeats, the one with the lowest mean is compared to each of the others at a higher
+confidence, 1 - 0.05 / (settings - 1), so that all those sentences together hold in 95 of 100 sweeps (Bonferroni).
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any, Literal
 
 from sftray.platform.leaderboard import Ranked, load_leaderboard
+from sftray.platform.space_edges import find_edges
 from sftray.platform.sweep_files import Point, load_settings
+from sftray.platform.trial_directory import is_final
 
 CONFIDENCE = 0.95
-_EDGE = 0.05  # of a range: so near to its end, the best may well lie beyond
 
 Losses = Mapping[int, float]  # seed -> validation loss
 
@@ -89,11 +93,15 @@ class Group:
 
 
 def load_groups(sweep_dir: Path) -> list[Group]:
-    """Settings that were run with several seeds, the lowest mean first: the repeats, else the search's own."""
+    """Settings that were run with several seeds, the lowest mean first: the repeats, else the search's own.
+
+    A run that failed for its own sake counts as an infinite loss; one that was pruned, or that can still go on,
+    does not count.
+    """
     trials = load_leaderboard(sweep_dir, "repeat") or load_leaderboard(sweep_dir)
     groups: list[Group] = []
     for each in trials:
-        if each.state not in ("finished", "failed") or (each.loss is None and each.state == "finished"):
+        if each.state == "pruned" or each.followed or not is_final(sweep_dir / each.record.name):
             continue
         loss = math.inf if each.loss is None or each.state == "failed" else each.loss
         known = next((group for group in groups if group.setting == each.setting), None)
@@ -104,22 +112,32 @@ def load_groups(sweep_dir: Path) -> list[Group]:
     return sorted((group for group in groups if len(group.losses) > 1), key=lambda group: group.mean)
 
 
+def compare_groups(groups: Sequence[Group]) -> list[Comparison]:
+    """The first group with each other one, at a confidence that holds for all together."""
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(groups) - 1)  # Bonferroni
+    return [compare_settings(groups[0].losses, other.losses, confidence) for other in groups[1:]]
+
+
 def describe_answer(sweep_dir: Path) -> list[str]:
     """What the sweep says, in sentences."""
     ranked = load_leaderboard(sweep_dir)
     finished = [each for each in ranked if each.state == "finished" and each.loss is not None]
     if not finished:
         return [_describe_nothing(ranked)]
-    groups = load_groups(sweep_dir)
+    settings, groups = load_settings(sweep_dir), load_groups(sweep_dir)
+    are_repeats = bool(load_leaderboard(sweep_dir, "repeat"))
+    if len(groups) == 1 and len({repr(each.setting) for each in ranked}) == 1:
+        return [_describe_same(groups[0])]
     lines = [_describe_best(finished[0])]
     if len(groups) >= 2:
         lines += _describe_comparisons(groups)
-    elif len(groups) == 1 and len({str(each.setting) for each in ranked}) == 1:
-        lines = [_describe_same(groups[0])]
-    elif len(finished) > 1:
+        lines += [] if are_repeats else _describe_left_out(ranked, groups)
+    elif settings.repeats:
+        lines.append(f"the repeats that would tell chance are not all there: sftray resume {sweep_dir}")
+    else:
         lines.append(_describe_chance_unknown(finished))
-    space = load_settings(sweep_dir).space
-    return [*lines, *_describe_edges(finished[0].record.point, space)]
+    best = groups[0].setting if len(groups) >= 2 and are_repeats else finished[0].setting
+    return [*lines, *_describe_edges(best, settings.space)]
 
 
 def _describe_nothing(ranked: Sequence[Ranked]) -> str:
@@ -133,19 +151,24 @@ def _describe_nothing(ranked: Sequence[Ranked]) -> str:
 
 
 def _describe_best(best: Ranked) -> str:
-    return f"best: {best.record.name}, {write_setting(best.setting)}, validation loss {best.loss:.4f}"
+    told = f"best: {best.record.name}, {write_setting(best.setting)}, validation loss {best.loss:.4f}"
+    if not best.followed:
+        return told
+    return f"{told}; it came by these settings on its way, following {', '.join(dict.fromkeys(best.followed))}"
 
 
-def _describe_comparisons(groups: Sequence[Group]) -> list[str]:
-    """The leader against each other one; with several of those, at a confidence that holds for all together."""
-    leader, *others = groups
-    confidence = 1 - (1 - CONFIDENCE) / len(others)  # Bonferroni
+def _describe_comparisons(groups: Sequence[Group]) -> Iterator[str]:
     names = name_settings([group.setting for group in groups])
-    lines = []
-    for other, name in zip(others, names[1:], strict=True):
-        found = compare_settings(leader.losses, other.losses, confidence)
-        lines.append(describe_comparison(found, names[0], name))
-    return lines
+    for found, name in zip(compare_groups(groups), names[1:], strict=True):
+        yield describe_comparison(found, names[0], name)
+
+
+def _describe_left_out(ranked: Sequence[Ranked], groups: Sequence[Group]) -> list[str]:
+    """Runs that the search ended early: those that were left are the luckier ones."""
+    compared = [group.setting for group in groups]
+    count = sum(each.state == "pruned" and each.setting in compared for each in ranked)
+    told = f"{count} run(s) of these settings were pruned and do not count, which flatters the setting that lost more"
+    return [f"{told}: --scheduler none counts all"] if count else []
 
 
 def describe_comparison(found: Comparison, a: str, b: str) -> str:
@@ -157,11 +180,18 @@ def describe_comparison(found: Comparison, a: str, b: str) -> str:
         return f"{winner} beats {loser}, of which not every run came to a number"
     percent = f"{found.confidence * 100:.4g} %"
     kind = "paired seeds" if found.paired else "seeds of each"
-    measured = f"{abs(found.difference):.2g} ± {found.half_width:.2g} ({percent} interval, {found.runs} {kind})"
+    measured = f"{_write_measured(found.difference, found.half_width)} ({percent} interval, {found.runs} {kind})"
     if found.verdict == "cannot tell":
         return f"cannot tell {a} and {b} apart: {measured}"
     winner, loser = (a, b) if found.verdict == "better" else (b, a)
     return f"{winner} beats {loser} by {measured}"
+
+
+def _write_measured(difference: float, half_width: float) -> str:
+    """`0.0210 ± 0.0058`: the difference is as fine as two digits of the half width."""
+    width = Decimal(f"{half_width:.2g}")
+    digits = max(0, -int(width.as_tuple().exponent))
+    return f"{abs(difference):.{digits}f} ± {width:f}" if width else f"{abs(difference):.3g} ± 0"
 
 
 def _describe_same(group: Group) -> str:
@@ -174,12 +204,13 @@ def _describe_same(group: Group) -> str:
 
 
 def _describe_chance_unknown(finished: Sequence[Ranked]) -> str:
-    assert finished[0].loss is not None and finished[1].loss is not None  # the caller has seen to it
-    gap = finished[1].loss - finished[0].loss
-    second = write_setting(finished[1].setting)
+    best = finished[0]
+    second = next((each for each in finished if each.setting != best.setting), None)
+    if second is None or best.loss is None or second.loss is None:
+        return "no other settings finished: there is nothing to compare them with"
     return (
-        f"chance is not measured: the second, {second}, is {gap:.3g} behind in one run each; "
-        "--repeats 3 would tell whether that is real"
+        f"chance is not measured: the second, {write_setting(second.setting)}, is {second.loss - best.loss:.3g} "
+        "behind in one run each; --repeats 3 would tell whether that is real"
     )
 
 
@@ -201,29 +232,8 @@ def write_number(value: Any) -> str:
 
 
 def _describe_edges(point: Point, space: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for key, value in point.items():
-        bounds = _find_bounds(space.get(key))
-        if bounds is not None and isinstance(value, int | float) and _is_at_edge(float(value), *bounds):
-            low, high = (write_number(float(bound)) for bound in bounds[:2])
-            lines.append(f"the best {key}, {write_number(value)}, is at the edge of [{low}, {high}]: widen the space")
-    return lines
-
-
-def _find_bounds(entry: Any) -> tuple[float, float, bool] | None:
-    """The range of a parameter, and whether it is logarithmic; None where it has none to be at the edge of."""
-    if not isinstance(entry, Mapping):
-        return None
-    for kind, log in (("log_uniform", True), ("uniform", False)):
-        if isinstance(entry.get(kind), list):
-            return float(entry[kind][0]), float(entry[kind][1]), log
-    values = entry.get("choice") or entry.get("grid")
-    if isinstance(values, list) and len(values) > 2 and all(isinstance(v, float) for v in values):
-        return min(values), max(values), True
-    return None
-
-
-def _is_at_edge(value: float, low: float, high: float, log: bool) -> bool:
-    if log and min(value, low, high) > 0:
-        value, low, high = math.log(value), math.log(low), math.log(high)
-    return high > low and not _EDGE < (value - low) / (high - low) < 1 - _EDGE
+    return [
+        f"the best {key}, {write_number(value)}, is at the edge of "
+        f"[{write_number(bounds.low)}, {write_number(bounds.high)}]: widen the space"
+        for key, value, bounds in find_edges(point, space)
+    ]

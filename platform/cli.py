@@ -117,7 +117,11 @@ def tune(
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            "--max-minutes", metavar="M", help="Of the sweep: then it saves and stops (75).", show_default=False
+            "--max-minutes",
+            metavar="M",
+            min=0.01,
+            help="Of the sweep: then it saves and stops (75).",
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the search; trials share train.seed.")] = 1,
@@ -242,6 +246,26 @@ def show(run: Run, store: Store = "./runs", as_json: Json = False) -> None:
         print_json(describe_run(folder))
     else:
         show_run(folder, build_console())
+
+
+@runs.command("report")
+def report(
+    name: Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="Its directory, or its name.", show_default=False)],
+    store: Store = "./runs",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Default: report.html in its directory.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A sweep or a run as one HTML file with pictures, which opens without a network."""
+    from sftray.platform.report import find_folder, write_report
+
+    path = write_report(find_folder(name, store), output)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        print(path)
 
 
 @runs.command("compare")

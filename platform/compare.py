@@ -13,7 +13,7 @@ from rich.table import Table
 from sftray.platform.certainty import compare_settings, describe_comparison
 from sftray.platform.leaderboard import SEED, load_leaderboard
 from sftray.platform.results import find_run, load_runs, to_records
-from sftray.platform.run_files import load_metrics, load_receipt
+from sftray.platform.run_files import load_flat_config, load_metrics, load_receipt
 from sftray.platform.sweep_files import find_sweep
 from sftray.platform.tables import as_run, is_missing, show_state, show_value
 from sftray.platform.terminal import plain
@@ -22,7 +22,6 @@ from sftray.train_fn.config_syntax import write_value
 from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.journal import CHECKPOINTS
 
-_CONFIG = "config."
 # What differs between any two runs and says nothing of what they learned.
 _OWN = ("name", "store.path")
 _METRICS = (
@@ -61,7 +60,9 @@ def load_sides(names: Sequence[str], store: str) -> list[Side]:
     folders = [_find(name, store) for name in names]
     for folder, count in Counter(folder.resolve() for folder in folders).items():
         if count > 1:
-            raise ConfigError(Problem(f"{folder.name} is named {count} times", str(folder), fix="name different runs"))
+            raise ConfigError(
+                Problem(f"{folder.name} is named {count} times", str(folder), fix="name different runs")
+            )
     return [_load_side(folder, label) for folder, label in zip(folders, _label(folders), strict=True)]
 
 
@@ -82,15 +83,16 @@ def _label(folders: Sequence[Path]) -> list[str]:
 
 
 def _load_side(folder: Path, label: str) -> Side:
-    run = as_run(load_runs(folder).iloc[0])
-    settings = {key.removeprefix(_CONFIG): value for key, value in run.items() if key.startswith(_CONFIG)}
+    run = as_run(load_runs(folder).to_dict("records")[0])
+    if run["state"] == "broken":
+        raise ConfigError(Problem(f"{label} cannot be read: {run['why']}", str(folder)))
     best, metrics = find_best(folder / CHECKPOINTS), load_metrics(folder)
     counted = metrics["examples"].dropna() if "examples" in metrics else pd.Series(dtype="float64")
     return Side(
         label=label,
         folder=folder,
         run=run,
-        settings=settings,
+        settings=load_flat_config(folder),
         loss=best.manifest.val_loss if best else None,
         examples=int(counted.iloc[-1]) if len(counted) else None,
         receipt=load_receipt(folder),
@@ -106,7 +108,7 @@ def list_differing(sides: Sequence[Side]) -> list[str]:
 def find_doubts(sides: Sequence[Side]) -> list[str]:
     """Why the losses cannot be compared, or say less than they seem to: one sentence each."""
     doubts = [f"{side.label} has no checkpoint with a validation loss" for side in sides if side.loss is None]
-    doubts += [f"{side.label} is {side.run['state']}: it may not be at its end" for side in sides if _is_open(side)]
+    doubts += [f"{side.label} has not come to its end ({side.run['state']})" for side in sides if _is_open(side)]
     for what, values in _list_grounds(sides):
         known = [str(value) for value in values]
         if len(set(known)) > 1:
@@ -124,7 +126,10 @@ def _list_grounds(sides: Sequence[Side]) -> list[tuple[str, list[Any]]]:
     prints = [side.receipt.get("fingerprints") or {} for side in sides]
     held_out = [(side.receipt.get("splits") or {}).get("validation") or {} for side in sides]
     return [
-        ("they were validated on other rows, so the losses cannot be compared", [p.get("validation") for p in prints]),
+        (
+            "they were validated on other rows, so the losses cannot be compared",
+            [p.get("validation") for p in prints],
+        ),
         (
             "the same rows came to other target tokens (tokenizer, template or length), so the losses per token "
             "cannot be compared",
@@ -147,7 +152,9 @@ def describe_differences(sides: Sequence[Side]) -> list[str]:
         groups.setdefault(repr(setting), []).append(side)
     first, *others = groups.values()
     if not others:
-        return ["they differ in their seeds alone"] if SEED in list_differing(sides) else ["they have the same config"]
+        return (
+            ["they differ in their seeds alone"] if SEED in list_differing(sides) else ["they have the same config"]
+        )
     return [line for other in others for line in _describe_pair(first, other)]
 
 
@@ -159,9 +166,10 @@ def _describe_pair(first: list[Side], other: list[Side]) -> list[str]:
     found = compare_settings(losses[0], losses[1])
     if found.half_width is not None:
         return [describe_comparison(found, *names)]
-    lower = names[0] if found.difference >= 0 else names[1]
-    told = f"{names[0]} and {names[1]}: {abs(found.difference):.3g} apart, lower in {lower}"
-    return [f"{told}; so few runs say nothing of chance"]
+    if not found.difference:
+        return [f"{names[0]} and {names[1]} have the same loss"]
+    lower, higher = names if found.difference > 0 else reversed(names)
+    return [f"{lower} is {abs(found.difference):.3g} below {higher}; so few runs say nothing of chance"]
 
 
 def comparison_to_json(sides: Sequence[Side]) -> dict[str, Any]:
@@ -192,7 +200,7 @@ def _read_metrics(side: Side) -> dict[str, Any]:
 def show_comparison(sides: Sequence[Side], console: Console) -> None:
     """A column for each run: settings that differ, then numbers; below, what follows and what speaks against it."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for side in sides:
         table.add_column(plain(side.label), justify="right", overflow="fold")
     for key in list_differing(sides):

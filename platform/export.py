@@ -14,7 +14,9 @@ FORMATS: tuple[Format, ...] = ("csv", "parquet", "jsonl")
 _PLAIN = ({str}, {bool})
 
 
-def export_runs(store: str, output: Path | None, asked: Format | None = None, force: bool = False) -> tuple[Path, int]:
+def export_runs(
+    store: str, output: Path | None, asked: Format | None = None, force: bool = False
+) -> tuple[Path, int]:
     """Write what `load_runs` finds in `store`: one row a run, trials of sweeps among them.
 
     Args:

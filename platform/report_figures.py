@@ -137,7 +137,10 @@ def _shape_curve(curve: Curve, x: Axis) -> dict[str, Any]:
         **{"type": "scatter", "name": escape(curve.name), "mode": "lines+markers", "connectgaps": True},
         **{"x": [place for place, _ in curve.points], "y": [value for _, value in curve.points]},
         "line": {"color": curve.colour, "width": curve.width, "dash": curve.dash},
-        "marker": {"color": curve.colour, "size": sizes, "symbol": ["circle"] * (count - 1) + ends, "opacity": 1},
+        "marker": {
+            **{"color": curve.colour, "size": sizes, "line": {"width": 0}},
+            "symbol": ["circle"] * (count - 1) + ends,
+        },
         "text": "<br>".join(filter(None, [f"<b>{escape(curve.name)}</b>", escape(curve.about)])),
         "hovertemplate": f"%{{text}}<br>{place}: %{{y:.4g}}<extra></extra>",
         "showlegend": curve.in_legend,
@@ -162,7 +165,7 @@ def restyle(figure: "Figure", **layout: Any) -> "Figure":
         hovermode="closest",
         dragmode=False,
         legend={
-            **{"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0, "traceorder": "reversed"},
+            **{"orientation": "h", "yanchor": "top", "y": -0.17, "x": 0, "traceorder": "reversed"},
             **{"itemclick": False, "itemdoubleclick": False, "title": {"text": ""}},
         },
     )

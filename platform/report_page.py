@@ -5,7 +5,7 @@ Everything that is text is escaped when the page is rendered; pictures are Plotl
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +50,15 @@ class Table:
     kind: ClassVar[str] = "table"
 
     @property
+    def heads(self) -> list[Cell]:
+        """The headers, which may break after an underscore; that of a column of names stays in sight with it."""
+        styles = [cell.style for cell in self.cells[0]] if self.rows else [""] * len(self.headers)
+        return [
+            Cell(header.replace("_", "_\u200b"), style="name" if style == "name" else "")
+            for header, style in zip(self.headers, styles, strict=True)
+        ]
+
+    @property
     def cells(self) -> list[list[Cell]]:
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
@@ -79,6 +88,14 @@ class Pictures:
     """Side by side where there is room."""
 
     pictures: Sequence[Picture]
+
+    @property
+    def arranged(self) -> list[Picture]:
+        """Two in a row; one that would stand alone in the last row fills it."""
+        narrow = [index for index, picture in enumerate(self.pictures) if not picture.wide]
+        last = narrow[-1] if len(narrow) % 2 else None
+        return [replace(p, wide=True) if index == last else p for index, p in enumerate(self.pictures)]
+
     kind: ClassVar[str] = "pictures"
 
 

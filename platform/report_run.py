@@ -18,9 +18,9 @@ from sftray.platform.results import (
     load_runs,
     load_samples,
 )
-from sftray.platform.run_page import load_settings
+from sftray.platform.run_page import Setting, load_settings
 from sftray.platform.tables import Run, as_run, is_missing, show_value
-from sftray.platform.terminal import format_bytes, format_number, format_seconds, format_time
+from sftray.platform.terminal import format_bytes, format_seconds, format_time
 from sftray.train_fn.config_file import DEFAULT
 from sftray.train_fn.config_syntax import write_value
 
@@ -70,14 +70,19 @@ def _show_facts(run: Run) -> Facts:
         ("time", seconds, f"{show(run['attempts'])} attempt(s)"),
         ("peak memory of a worker", _show_memory(run["perf/peak_memory_gb"]), ""),
         ("parameters", _show_count(run["num_parameters"]), ""),
-        ("last written", show(run["updated"]), ""),
+        ("last written", *_show_time(run["updated"])),
         ("unreadable lines", "–" if run["unreadable_lines"] in (0, None) else show(run["unreadable_lines"]), ""),
     ]
     return Facts([fact for fact in facts if fact[1] != "–"])
 
 
 def _show_memory(value: Any) -> str:
-    return "–" if is_missing(value) else f"{format_number(float(value))} GB"
+    return "–" if is_missing(value) else f"{value:.2f} GB"
+
+
+def _show_time(value: object) -> tuple[str, str]:
+    day, _, time = show(value).partition(" ")
+    return day, time
 
 
 def _show_count(value: Any) -> str:
@@ -157,12 +162,14 @@ def _show_config(run_dir: Path) -> list[Part]:
         return [Words(["The config cannot be read."], "note")]
     chosen = [setting for setting in settings if setting.origin != DEFAULT]
     defaults = [setting for setting in settings if setting.origin == DEFAULT]
-    rows = [
-        [Cell(s.key, style="code"), Cell(write_value(s.value), style="code"), Cell(s.origin or "–")] for s in chosen
-    ]
-    rest = [[Cell(s.key, style="code"), Cell(write_value(s.value), style="code")] for s in defaults]
+    rows = [[*_show_setting(setting), Cell(setting.origin or "–")] for setting in chosen]
+    rest = [_show_setting(setting) for setting in defaults]
     parts: list[Part] = [Table(["key", "value", "from"], rows)] if rows else []
     return [*parts, Fold(f"{len(rest)} settings left at their defaults", [Table(["key", "value"], rest)])]
+
+
+def _show_setting(setting: Setting) -> list[Cell]:
+    return [Cell(setting.key, style="code"), Cell(write_value(setting.value), style="code")]
 
 
 def _show_checkpoints(run_dir: Path) -> list[Part]:
@@ -171,7 +178,7 @@ def _show_checkpoints(run_dir: Path) -> list[Part]:
         return [Words(["None is kept."], "note")]
     scored = checkpoints["val_loss"].notna()
     best = checkpoints["val_loss"].idxmin() if scored.any() else None
-    rows = []
+    rows: list[list[Cell | str]] = []
     for index, row in checkpoints.iterrows():
         marks = ["newest"] * (index == len(checkpoints) - 1) + ["best"] * (index == best)
         style = "best" if index == best else ""
@@ -190,7 +197,7 @@ def show_events(events: pd.DataFrame) -> list[Part]:
                 Cell(format_time(event["time"]), style="fixed"),
                 show(event["attempt"]),
                 Cell(state, style=state),
-                "" if is_missing(step) else show(step if isinstance(step, str) else int(step)),
+                f"{step:.0f}" if isinstance(step, int | float) and not is_missing(step) else "",
                 Cell(show(event["node"]), style="fixed"),
                 Cell("" if is_missing(event["why"]) else str(event["why"]), style="quote"),
             ]

@@ -28,7 +28,7 @@ from sftray.platform.tables import as_run
 from sftray.platform.terminal import format_seconds, format_time
 
 _ORDER = ("finished", "pruned", "failed")  # of states, in the counts
-_PBT = "Trials took over others' settings under way: pictures and tables show those that each began with."
+_PBT = "Trials that took over others' weights and settings on their way are shown with those that they ended with."
 
 
 def build_sweep_page(sweep_dir: Path) -> Page:
@@ -90,14 +90,26 @@ def _show_leaderboard(trials: Sequence[Trial]) -> Part:
         return Words(["No trial has started."], "note")
     keys = list_keys(trials)
     names = shorten_keys(keys)
-    headers = ["", "trial", *(names[key] for key in keys), "best val loss", "at step", "at", "state", "time", "tok/s"]
-    rows = [_show_trial(trial, keys) for trial in trials]
-    count = len(keys)
+    has_seeds = len({trial.ranked.record.seed for trial in trials}) > 1
+    headers = [
+        "rank",
+        "trial",
+        *(names[key] for key in keys),
+        *["seed"] * has_seeds,
+        "best val loss",
+        "at step",
+        "at",
+        "state",
+        "time",
+        "tok/s",
+    ]
+    rows = [_show_trial(trial, keys, has_seeds) for trial in trials]
+    count = len(keys) + has_seeds
     numbers = {0, *range(2, count + 5), count + 6, count + 7}
     return Table(headers, rows, numbers)
 
 
-def _show_trial(trial: Trial, keys: Sequence[str]) -> list[Cell | str]:
+def _show_trial(trial: Trial, keys: Sequence[str], has_seeds: bool) -> list[Cell | str]:
     ranked = trial.ranked
     values = [write_point_value(trial.point[key]) if key in trial.point else "–" for key in keys]
     cause = "" if trial.state in ("finished", "running", "starting") else ranked.why
@@ -105,6 +117,7 @@ def _show_trial(trial: Trial, keys: Sequence[str]) -> list[Cell | str]:
         "–" if trial.rank is None else str(trial.rank),
         Cell(trial.name, style="name"),
         *values,
+        *[str(ranked.record.seed)] * has_seeds,
         Cell("–" if ranked.loss is None else f"{ranked.loss:.4f}", style="best" if trial.rank == 1 else ""),
         "–" if ranked.step is None else f"{ranked.step:,}",
         "–" if ranked.progress is None else format_percent(ranked.progress),
@@ -126,7 +139,7 @@ def _show_repeats(trials: Sequence[Trial], repeats: Sequence[Trial]) -> list[Par
         own = {t.ranked.record.seed: t for t in repeats if t.ranked.record.repeat_of == number}
         losses = [t.ranked.loss for t in own.values() if t.is_finished and t.ranked.loss is not None]
         rows.append((fmean(losses) if losses else float("inf"), number, own, losses))
-    table = []
+    table: list[list[Cell | str]] = []
     for mean, number, own, losses in sorted(rows, key=lambda row: row[:2]):
         table.append(
             [
@@ -191,7 +204,7 @@ def _show_settings(sweep_dir: Path, settings: SweepSettings) -> list[Part]:
     base = (sweep_dir / BASE).read_text(encoding="utf-8", errors="replace")
     receipt = load_receipt(sweep_dir)
     return [
-        Table(["", ""], [[Cell(key, style="fixed"), value] for key, value in asked]),
+        Table(["setting", "value"], [[Cell(key, style="fixed"), value] for key, value in asked]),
         *([Words(describe_data(receipt))] if receipt else []),
         Fold("The space", [Listing(space)]),
         Fold("The config that the trials change", [Listing(base)]),

@@ -25,7 +25,6 @@ from sftray.platform.report_stops import CRITERION, Stop, describe_stops, judge_
 from sftray.platform.report_trials import Trial, describe_point
 
 _IN_LEGEND = 6  # of the best; the others are told at the pointer
-_ENDS = {"pruned": "x", "failed": "x-thin-open"}
 _THIN = 12  # trials, from which on lines are thin
 _FEW_STOPS = 12  # so many are listed unfolded
 
@@ -35,10 +34,10 @@ def build_curves(trials: Sequence[Trial]) -> list[Part]:
     loss = _build_losses(trials)
     pictures: list[Picture] = []
     if loss:
+        named = len(loss) > _IN_LEGEND and any(curve.in_legend for curve in loss)
         figure = draw_curves(loss, PROGRESS, Axis("validation loss", log=None))
-        note = "Coloured by rank, the best in orange; a cross ends a trial that was stopped or failed."
-        hidden = sum(not curve.in_legend for curve in loss)
-        note += f" The legend names the best {_IN_LEGEND}; point at a line for its trial." if hidden else ""
+        note = "Coloured by rank, the best in orange, failed ones in red; a cross ends a trial before its end. "
+        note += "Point at a line for its trial." + (f" The legend has the best {_IN_LEGEND}." if named else "")
         pictures.append(build_picture("Validation loss", figure, note, wide=True, height=420))
     pictures += _draw_metric(trials, "optim/learning_rate", "Learning rate", Axis("learning rate", log=None))
     pictures += _draw_metric(trials, "train/loss", "Training loss", Axis("training loss", log=None))
@@ -67,7 +66,7 @@ def _shape(trial: Trial, points: list[tuple[float, float]], count: int, has_mark
         width=3.2 if is_best else thin,
         dash="solid" if is_ranked else "dot",
         markers=has_marks and (is_best or count <= _THIN),
-        end=_ENDS.get(trial.state, "") if has_marks else "",
+        end="x" if has_marks and trial.state in ("pruned", "failed") else "",
         in_legend=is_ranked and (trial.rank or 0) <= _IN_LEGEND,
     )
 
@@ -180,7 +179,7 @@ def _shape_stops(name: str, colour: str, stops: Sequence[Stop]) -> dict[str, Any
     return {
         **{"type": "scatter", "mode": "markers", "name": name, "showlegend": bool(stops)},
         **{"x": [stop.progress for stop in stops], "y": [stop.loss for stop in stops]},
-        "marker": {"symbol": "x", "size": 9, "color": colour},
+        "marker": {"symbol": "x", "size": 9, "color": colour, "line": {"width": 0}},
         "text": [escape(stop.name) for stop in stops],
         "hovertemplate": "<b>%{text}</b><br>stopped at %{x:.3p}: %{y:.4g}<extra></extra>",
     }

@@ -38,7 +38,8 @@ class Trial:
 
     @property
     def point(self) -> Point:
-        return self.ranked.record.point
+        """The searched settings, the seed aside; of a trial that took over others', those that it ended with."""
+        return self.ranked.setting
 
     @property
     def is_finished(self) -> bool:

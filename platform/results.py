@@ -204,12 +204,12 @@ def _summarize_events(events: Sequence[dict[str, Any]], metric_times: Sequence[f
         "attempts": max(event["attempt"] for event in events),
         "started": times[0],
         "updated": max(times[-1], *metric_times) if metric_times else times[-1],
-        "seconds": _count_active_seconds(events, metric_times),
+        "seconds": count_active_seconds(events, metric_times),
         "num_parameters": parameters[-1] if parameters else None,
     }
 
 
-def _count_active_seconds(events: Sequence[dict[str, Any]], metric_times: Sequence[float]) -> float:
+def count_active_seconds(events: Sequence[dict[str, Any]], metric_times: Sequence[float]) -> float:
     """The time between neighbouring signs of life, without the waits before it was started anew."""
     signs = [(float(event["time"]), event["state"] in _BEGINNINGS) for event in events]
     # No earlier than the first event: clocks of two nodes may differ.

@@ -23,9 +23,11 @@ from sftray.platform.sweep_files import (
     load_settings,
     save_settings,
 )
-from sftray.platform.sweep_progress import SweepMirrors, SweepProgress
+from sftray.platform.sweep_mirrors import SweepMirrors
+from sftray.platform.sweep_progress import SweepProgress
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
+from sftray.train_fn.config_problems import COMMAND_LINE
 from sftray.train_fn.errors import ConfigError, DivergedError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import DATA, Journal
 from sftray.train_fn.prepare import MapChunks, Prepared
@@ -71,7 +73,7 @@ def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Con
         UserError: of the kind that says what went wrong; its exit_code is the command's.
     """
     space = _find_space(options.space, resolved.config)
-    fixed = fixed_values(space)
+    fixed = {key: value for key, value in fixed_values(space).items() if resolved.origin.get(key) != COMMAND_LINE}
     resolved = settle_paths(apply_point(resolved, fixed, f"space {space.name}") if fixed else resolved)
     config = resolved.config
     _check_options(options, space, resolved)

@@ -1,215 +1,142 @@
-"""A sweep while it runs: its trials on the terminal, and each in W&B under the sweep's name.
+"""A sweep in the terminal while it runs: a live table of its trials, or plain lines where there is no terminal."""
 
-Both read the sweep's directory in a thread, and nothing that goes wrong in them reaches the trials.
-"""
-
-import contextlib
-import logging
-import threading
+import functools
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Literal
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from sftray.platform.certainty import write_setting
-from sftray.platform.mirror import Follower
-from sftray.platform.progress import describe_event, format_loss
-from sftray.platform.run_files import BrokenRunError, load_flat_config
-from sftray.platform.sweep_files import TrialRecord, read_ledger
+from sftray.platform.certainty import write_number
+from sftray.platform.progress import format_clock, format_loss
+from sftray.platform.sweep_files import read_ledger
+from sftray.platform.sweep_table import shorten_keys
+from sftray.platform.sweep_watch import ENDS, Watch, Watched, watch_trial
 from sftray.platform.tables import STATE_STYLES
-from sftray.platform.terminal import format_seconds, plain
-from sftray.platform.tracking import build_wandb_mirror
-from sftray.train_fn.config import TrackingConfig
-from sftray.train_fn.journal import EVENTS, METRICS
-from sftray.train_fn.tail import Tail
+from sftray.platform.terminal import plain
 
-_LOOK_S = 0.5
-_LEAVE_S = 30.0
-_MOST_ROWS = 20  # of the live table: those that run, then the best
-ENDS = ("finished", "pruned", "failed", "stopped", "interrupted")
-
-_logger = logging.getLogger(__name__)
+_MOST_ROWS = 20  # those that run, then the best
+_AROUND = 4  # lines of the terminal that are not trials: the head, the headers, what is left out, the prompt
+_BAR = 10  # characters
 
 
-@dataclass
-class Watched:
-    """A trial as its files say it is."""
+@dataclass(frozen=True)
+class _Column:
+    """`width`: characters that the terminal must have for it to be shown."""
 
-    record: TrialRecord
-    events: Tail
-    metrics: Tail
-    state: str = "waiting"
-    progress: float = 0.0
-    loss: float | None = None
-    best: float | None = None
-    lines: list[str] = field(default_factory=list)  # what is new
-
-    def look(self) -> None:
-        for row in self.events.read():
-            self._note_event(dict(row))
-        for row in self.metrics.read():
-            self.progress = float(row.get("progress", self.progress))
-            if "milestone" in row:
-                self.loss = float(row["val/loss"])
-                self.best = min(self.loss, self.best) if self.best is not None else self.loss
-                self.lines.append(f"{row['milestone']:.0%}  val {format_loss(self.loss)}")
-
-    def _note_event(self, row: dict[str, Any]) -> None:
-        state = row["state"]
-        if state in ("starting", "running", *ENDS):
-            self.state = state
-        if state == "running" and row["attempt"] == 1:
-            self.lines.append(f"started  {write_setting(self.record.point)}")
-        elif state not in ("starting", "checkpoint") and (line := describe_event(row)) is not None:
-            self.lines.append(line)
+    header: str
+    width: int
+    show: Callable[[Watched], RenderableType]
+    justify: Literal["left", "right"] = "right"
 
 
-class Looking:
-    """Context manager: looks again and again in a thread, and a last time when it is left."""
-
-    def __init__(self, sweep_dir: Path) -> None:
-        self._sweep_dir = sweep_dir
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name=type(self).__name__, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(_LEAVE_S)
-
-    def _follow(self) -> None:
-        while not self._stop.wait(_LOOK_S):
-            self._guard(self._look)
-        self._guard(self._look)
-        self._guard(self._close)
-
-    def _guard(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # a look at the sweep is no part of it: whatever fails here is told, no more
-            _logger.warning("a look at the sweep failed: %s: %s", type(error).__name__, error)
-
-    def _look(self) -> None:
-        raise NotImplementedError
-
-    def _close(self) -> None:
-        pass
+def _show_loss(loss: float | None) -> RenderableType:
+    return plain("–" if loss is None else format_loss(loss))
 
 
-class SweepProgress(Looking):
-    """A live table on a terminal; elsewhere one line for each thing that happens."""
+def _show_remaining(trial: Watched) -> RenderableType:
+    return plain("" if trial.remaining is None else format_clock(trial.remaining))
+
+
+_BEFORE = (_Column("trial", 0, lambda trial: plain(trial.record.name, "bold"), "left"),)
+_AFTER = (
+    _Column("state", 0, lambda trial: plain(trial.state, STATE_STYLES.get(trial.state, "")), "left"),
+    _Column("", 110, lambda trial: ProgressBar(1.0, trial.progress, width=_BAR), "left"),
+    _Column("done", 0, lambda trial: plain(f"{trial.progress:.0%}")),
+    _Column("val/loss", 0, lambda trial: _show_loss(trial.loss)),
+    _Column("best", 100, lambda trial: _show_loss(trial.best)),
+    _Column("tokens/s", 130, lambda trial: plain("–" if trial.speed is None else f"{trial.speed:,.0f}")),
+    _Column("eta", 90, _show_remaining),
+)
+
+
+class SweepProgress(Watch):
+    """A live table on a terminal, with failures as lines above it; elsewhere one line for each thing that happens.
+
+    What is there when it begins is history: counted, and not told again.
+    """
 
     def __init__(self, console: Console, sweep_dir: Path, total: int) -> None:
-        super().__init__(sweep_dir)
-        self._console, self._total = console, total
+        super().__init__()
+        self._console, self._sweep_dir, self._total = console, sweep_dir, total
         self._started = time.monotonic()
         self._trials: dict[str, Watched] = {}
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.guard(self._find_new)
+        for trial in self._trials.values():
+            self.guard(trial.look)
 
-    def _look(self) -> None:
-        for record in read_ledger(self._sweep_dir):
-            if record.name not in self._trials:
-                run_dir = self._sweep_dir / record.name
-                self._trials[record.name] = Watched(record, Tail(run_dir / EVENTS), Tail(run_dir / METRICS))
-        for name, trial in self._trials.items():
-            trial.look()
-            for line in trial.lines:
-                if self._live is None or "failed" in line:
-                    self._console.print(plain(f"{name}  {line}"), soft_wrap=True)
-            trial.lines.clear()
+    def begin(self) -> None:
+        if self._trials:
+            self._console.print(plain(f"before: {describe_states(list(self._trials.values()))}"), soft_wrap=True)
+
+    def look(self) -> None:
+        self._find_new()
+        for trial in self._trials.values():
+            self.guard(functools.partial(self._tell, trial))
         if self._live is not None:
             self._live.start()
             self._live.update(self._build(), refresh=True)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._live is not None:
             self._live.stop()
 
-    def _build(self) -> Group:
-        states = [trial.state for trial in self._trials.values()]
-        counts = [f"{states.count(s)} {s}" for s in ("running", "finished", "pruned", "failed") if s in states]
-        best = min((t.best for t in self._trials.values() if t.best is not None), default=None)
-        head = f"{len(states)} of {self._total} trials: {', '.join(counts) or 'starting'}"
-        head += f"; {format_seconds(time.monotonic() - self._started)}"
-        return Group(
-            plain(head if best is None else f"{head}; best {format_loss(best)}", "bold"), self._build_table()
-        )
-
-    def _build_table(self) -> Table:
-        table = Table(box=None, header_style="dim", pad_edge=False)
-        for header in ("trial", "settings", "state", "done", "val/loss", "best"):
-            table.add_column(header, justify="right" if header in ("done", "val/loss", "best") else "left")
-        runs_first = sorted(
-            self._trials.values(),
-            key=lambda t: (t.state in ENDS, float("inf") if t.best is None else t.best, t.record.number),
-        )
-        for trial in runs_first[:_MOST_ROWS]:
-            losses = ("–" if loss is None else format_loss(loss) for loss in (trial.loss, trial.best))
-            texts = (trial.record.name, write_setting(trial.record.point))
-            state = plain(trial.state, STATE_STYLES.get(trial.state, ""))
-            table.add_row(*map(plain, texts), state, plain(f"{trial.progress:.0%}"), *map(plain, losses))
-        return table
-
-
-class SweepMirrors(Looking):
-    """Each trial a run of W&B, grouped under the sweep; what became of their rows is told once, at the end."""
-
-    def __init__(self, sweep_dir: Path, tracking: TrackingConfig, console: Console) -> None:
-        super().__init__(sweep_dir)
-        self._tracking, self._console = tracking, console
-        # What happened before is history, mirrored when it was written.
-        self._events = {record.name: Tail(sweep_dir / record.name / EVENTS) for record in read_ledger(sweep_dir)}
-        self._known = set(self._events)
-        for tail in self._events.values():
-            tail.read()
-        self._open: dict[str, Follower] = {}
-        self._told: list[str] = []
-
-    def _look(self) -> None:
-        if self._tracking.wandb == "disabled":
-            return
+    def _find_new(self) -> None:
         for record in read_ledger(self._sweep_dir):
-            name = record.name
-            if name not in self._events:
-                self._events[name] = Tail(self._sweep_dir / name / EVENTS)
-            for row in self._events[name].read():
-                if row["state"] == "starting" and name not in self._open:
-                    self._begin(name)
-                elif row["state"] in ENDS:
-                    self._end(name, row["state"])
+            if record.name not in self._trials:
+                self._trials[record.name] = watch_trial(self._sweep_dir, record)
 
-    def _begin(self, name: str) -> None:
-        run_dir = self._sweep_dir / name
-        with contextlib.suppress(BrokenRunError):
-            config = load_flat_config(run_dir)
-            sweep = self._sweep_dir.name
-            mirror = build_wandb_mirror(
-                self._tracking, run_dir, f"{sweep}/{name}", config, group=sweep, tell=self._told.append
-            )
-            if mirror is not None:
-                self._open[name] = Follower(run_dir, [mirror], replay=name not in self._known).__enter__()
+    def _tell(self, trial: Watched) -> None:
+        for line in trial.look():
+            if self._live is None or line.startswith("failed"):
+                self._console.print(plain(f"{trial.record.name}  {line}"), soft_wrap=True)
 
-    def _end(self, name: str, state: str) -> None:
-        follower = self._open.pop(name, None)
-        if follower is not None:
-            follower.state = "finished" if state == "pruned" else state
-            follower.__exit__(None, None, None)
+    def _build(self) -> Group:
+        trials = sorted(self._trials.values(), key=_order)
+        best = min((trial.best for trial in trials if trial.best is not None), default=None)
+        head = f"{describe_states(trials)} of {self._total}; {format_clock(time.monotonic() - self._started)}"
+        head = head if best is None else f"{head}; best {format_loss(best)}"
+        shown = trials[: max(1, min(_MOST_ROWS, self._console.height - _AROUND))]
+        left = len(trials) - len(shown)
+        parts: list[RenderableType] = [plain(head, "bold"), build_live_table(shown, self._console.width)]
+        return Group(*parts, *([plain(f"… and {left} more", "dim")] if left else []))
 
-    def _close(self) -> None:
-        for name in list(self._open):
-            self._end(name, "interrupted")
-        lost = [line for line in self._told if "dropped" in line or "off" in line]
-        if self._told:
-            kept = f"W&B: {len(self._told)} trials mirrored under the group {self._sweep_dir.name}"
-            self._console.print(plain(f"{kept}; {lost[0]}" if lost else kept), soft_wrap=True)
+
+def _order(trial: Watched) -> tuple[bool, float, int]:
+    return trial.state in ENDS, math.inf if trial.best is None else trial.best, trial.record.number
+
+
+def describe_states(trials: list[Watched]) -> str:
+    """`8 trials (2 running, 3 finished, 2 pruned, 1 failed)`"""
+    states = [trial.state for trial in trials]
+    counts = [f"{states.count(s)} {s}" for s in ("waiting", "starting", "running", *ENDS) if s in states]
+    return f"{len(trials)} trials" + (f" ({', '.join(counts)})" if counts else "")
+
+
+def build_live_table(trials: list[Watched], width: int) -> Table:
+    keys = shorten_keys(list(dict.fromkeys(key for trial in trials for key in trial.point)))
+    settings = [_build_setting(key, name) for key, name in keys.items()]
+    columns = [column for column in (*_BEFORE, *settings, *_AFTER) if column.width <= width]
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in columns:
+        is_setting = column in settings
+        table.add_column(
+            plain(column.header),
+            justify=column.justify,
+            no_wrap=not is_setting,
+            overflow="fold" if is_setting else "ellipsis",
+        )
+    for trial in trials:
+        table.add_row(*(column.show(trial) for column in columns))
+    return table
+
+
+def _build_setting(key: str, name: str) -> _Column:
+    return _Column(name, 0, lambda trial: plain(write_number(trial.point[key]) if key in trial.point else "–"))

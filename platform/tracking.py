@@ -89,6 +89,11 @@ class WandbMirror:
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(row)
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many W&B has, once it is closed, and how many it was given."""
+        return self._report.mirrored, self._given
+
     def on_event(self, row: Row) -> None:
         pass  # W&B has no place for them
 

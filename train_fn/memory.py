@@ -21,7 +21,8 @@ def reset_peak(device: torch.device) -> None:
     if "torch._dynamo" in sys.modules:  # code compiled for a model before this one would be taken for this one too
         torch.compiler.reset()
     gc.collect()  # models and their hooks refer to each other
-    if device.type == "cuda":
+    # Before CUDA is initialised there is no peak, and torch would refuse.
+    if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's has no types
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):

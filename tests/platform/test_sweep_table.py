@@ -1,4 +1,4 @@
-"""A sweep as a table and as JSON, and its lines while it runs."""
+"""A sweep as a table and as JSON, and the files of its directory."""
 
 import io
 import json
@@ -19,7 +19,6 @@ from sftray.platform.sweep_files import (
     refuse_trial,
     save_settings,
 )
-from sftray.platform.sweep_progress import SweepProgress
 from sftray.platform.sweep_table import show_leaderboard, sweep_to_json
 from sftray.platform.trial_directory import is_final, read_end, read_validations
 from sftray.train_fn.errors import ConfigError
@@ -50,16 +49,6 @@ def test_json_has_the_same(sweep_dir: Path) -> None:
     found = json.loads(json.dumps(sweep_to_json(sweep_dir), allow_nan=False))
     assert [row["name"] for row in found["leaderboard"]] == [r.record.name for r in load_leaderboard(sweep_dir)]
     assert len(found["repeats"]) == 4 and found["answer"]
-
-
-def test_lines_of_a_sweep_that_runs(sweep_dir: Path) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    with SweepProgress(console, sweep_dir, 8):
-        pass  # it looks a last time when it is left
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert "trial-000  started  learning_rate" in text
-    assert "  val " in text and "pruned" in text and "failed" in text
 
 
 def test_a_torn_ledger_loses_only_what_had_not_started(sweep_dir: Path) -> None:
