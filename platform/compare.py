@@ -162,7 +162,7 @@ def _describe_pair(first: list[Side], other: list[Side]) -> list[str]:
     losses = [{s.seed or 0: s.loss for s in group if s.loss is not None} for group in (first, other)]
     if not losses[0] or not losses[1]:
         return []
-    names = [" and ".join(side.label for side in group) for group in (first, other)]
+    names = [" + ".join(side.label for side in group) for group in (first, other)]
     found = compare_settings(losses[0], losses[1])
     if found.half_width is not None:
         return [describe_comparison(found, *names)]

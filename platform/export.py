@@ -1,5 +1,6 @@
 """The runs of a store as one file for other tools: CSV, Parquet or JSON lines."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,8 @@ def export_runs(
         _write(runs, draft, format)
         draft.replace(target)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         problem = Problem(f"the runs cannot be written: {error.strerror}", str(target), fix="--output FILE")
         raise StoreError(problem) from error
     return target, len(runs)

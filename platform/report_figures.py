@@ -73,6 +73,12 @@ def colour_by_rank(rank: int | None, count: int) -> str:
     return BEST if rank == 1 else blend(SECOND, LAST, (rank - 2) / max(count - 2, 1))
 
 
+def thin(points: Points, most: int) -> Points:
+    """Every k-th of `points` and the last one, so that they are about `most`."""
+    stride = -(-len(points) // most)
+    return points if stride <= 1 else [*points[:-1:stride], points[-1]]
+
+
 def plan_log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten between positive `low` and `high`, fewer where that would be many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from sftray.platform.before_after import describe_exact_match
 from sftray.platform.receipt_words import describe_receipt
-from sftray.platform.report_figures import BEST, SECOND, STEP, Axis, Curve, build_picture, draw_curves
+from sftray.platform.report_figures import BEST, SECOND, STEP, Axis, Curve, Points, build_picture, draw_curves, thin
 from sftray.platform.report_page import Cell, Facts, Fold, Page, Part, Picture, Pictures, Section, Table, Words
 from sftray.platform.results import (
     load_checkpoints,
@@ -25,6 +25,7 @@ from sftray.train_fn.config_file import DEFAULT
 from sftray.train_fn.config_syntax import write_value
 
 MOST_ROWS = 200  # of events and of answers: a page is to open on a phone
+_MOST_POINTS = 2000  # of a curve
 
 
 def build_run_page(run_dir: Path) -> Page:
@@ -100,15 +101,18 @@ def build_curves(metrics: pd.DataFrame) -> list[Part]:
         *_picture_of(metrics, "perf/target_tokens_per_second", "Throughput", Axis("target tokens/s", from_zero=True)),
         *_picture_of(metrics, "train/grad_norm", "Gradient norm, before clipping", Axis("norm", log=None)),
     ]
-    return [Pictures(pictures)] if pictures else [Words(["No step has been logged yet."], "note")]
+    if not pictures:
+        return [Words(["No step has been logged yet."], "note")]
+    note = f"Of {len(metrics):,} logged steps, about {_MOST_POINTS:,} are drawn, evenly spread."
+    return [Pictures(pictures), *([Words([note], "note")] if len(metrics) > _MOST_POINTS else [])]
 
 
-def take(metrics: pd.DataFrame, name: str, over: str = "step") -> list[tuple[float, float]]:
-    """The finite values of a metric, each with its step or progress."""
+def take(metrics: pd.DataFrame, name: str, over: str = "step", most: int = _MOST_POINTS) -> Points:
+    """The finite values of a metric, about `most` of them, each with its step or progress."""
     if name not in metrics or over not in metrics:
         return []
     rows = metrics[[over, name]].replace([float("inf"), float("-inf")], float("nan")).dropna()
-    return [(float(place), float(value)) for place, value in rows.itertuples(index=False)]
+    return thin([(float(place), float(value)) for place, value in rows.itertuples(index=False, name=None)], most)
 
 
 def _picture_of(metrics: pd.DataFrame, name: str, title: str, y: Axis) -> list[Picture]:

@@ -11,6 +11,7 @@ from sftray.platform.report_figures import (
     SECOND,
     Axis,
     Curve,
+    Points,
     build_figure,
     build_picture,
     colour_by_rank,
@@ -25,6 +26,7 @@ from sftray.platform.report_stops import CRITERION, Stop, describe_stops, judge_
 from sftray.platform.report_trials import Trial, describe_point
 
 _IN_LEGEND = 6  # of the best; the others are told at the pointer
+_MOST_POINTS = 300  # of a curve of a metric: fifty trials are to open on a phone
 _THIN = 12  # trials, from which on lines are thin
 _FEW_STOPS = 12  # so many are listed unfolded
 
@@ -54,7 +56,7 @@ def _build_losses(trials: Sequence[Trial]) -> list[Curve]:
     return [curve for curve in curves if curve.points]
 
 
-def _shape(trial: Trial, points: list[tuple[float, float]], count: int, has_marks: bool) -> Curve:
+def _shape(trial: Trial, points: Points, count: int, has_marks: bool) -> Curve:
     is_best, is_ranked = trial.rank == 1, trial.rank is not None
     thin = 1.0 if count > _THIN else 1.6
     state = trial.state if trial.rank is None else f"number {trial.rank}, {trial.state}"
@@ -72,7 +74,10 @@ def _shape(trial: Trial, points: list[tuple[float, float]], count: int, has_mark
 
 
 def _draw_metric(trials: Sequence[Trial], name: str, title: str, y: Axis) -> list[Picture]:
-    shaped = [_shape(trial, take(trial.metrics, name, "progress"), len(trials), False) for trial in reversed(trials)]
+    shaped = [
+        _shape(trial, take(trial.metrics, name, "progress", _MOST_POINTS), len(trials), False)
+        for trial in reversed(trials)
+    ]
     curves = [curve for curve in shaped if curve.points]
     if not curves:
         return []

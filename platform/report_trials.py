@@ -10,9 +10,8 @@ import pandas as pd
 
 from sftray.platform.certainty import write_number
 from sftray.platform.leaderboard import Ranked, load_leaderboard
-from sftray.platform.run_files import BrokenRunError, load_events, load_metrics
+from sftray.platform.run_files import BrokenRunError, load_metrics, read_events, shape_metrics
 from sftray.platform.sweep_files import Point
-from sftray.platform.tables import as_run
 from sftray.platform.trial_directory import as_loss, read_validations
 from sftray.train_fn.config_syntax import write_value
 
@@ -77,11 +76,11 @@ def load_trials(sweep_dir: Path, kind: str = "search") -> list[Trial]:
 def _load_trial(sweep_dir: Path, ranked: Ranked, rank: int | None) -> Trial:
     run_dir = sweep_dir / ranked.record.name
     try:
-        metrics, events = load_metrics(run_dir), load_events(run_dir)
+        metrics, events = load_metrics(run_dir), read_events(run_dir).rows
     except BrokenRunError:
-        metrics, events = pd.DataFrame({"step": pd.Series(dtype="int64")}), pd.DataFrame()
+        metrics, events = shape_metrics([]), []
     losses = {mark: loss for mark, (_, loss) in sorted(read_validations(run_dir).items())}
-    return Trial(ranked, rank, losses, metrics, [as_run(event) for event in events.to_dict("records")])
+    return Trial(ranked, rank, losses, metrics, events)
 
 
 def list_keys(trials: Sequence[Trial]) -> list[str]:

@@ -3,6 +3,7 @@
 All state is in the sweep's directory: a feed that is built anew after a crash goes on where the last one was.
 """
 
+import hashlib
 import random
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from sftray.platform.trial_directory import (
     write_trial,
 )
 from sftray.train_fn.checkpoint import find_best
+from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import Problem, StoppedError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, Journal
@@ -150,7 +152,7 @@ class Feed:
         return {
             **build_job(config, run_dir, sweep.prepared.folder, sweep.deadline),
             "evaluations": sweep.settings.evaluations,
-            "before": str(sweep.folder / f".before-seed-{record.seed}.json"),
+            "before": str(sweep.folder / f".before-{_digest_start(config)}.json"),
         }
 
 
@@ -248,6 +250,13 @@ class _Scheduler:
         """The settings that the trial has now, which are not those of the ledger once it has followed another."""
         lineage = [e for e in _read_exploits(self._sweep.folder) if e["trial"] == record.name]
         return lineage[-1]["after"] if lineage else record.point
+
+
+def _digest_start(config: RunConfig) -> str:
+    """Names what trials have in common before their first step: those that differ in it do not share a file."""
+    train = config.train
+    start = [train.seed, train.precision, train.packing, train.micro_batch_size]
+    return hashlib.sha256(f"{config.model.model_dump_json()} {start}".encode()).hexdigest()[:12]
 
 
 def _read_exploits(sweep_dir: Path) -> list[dict[str, Any]]:

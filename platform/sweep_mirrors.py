@@ -116,12 +116,12 @@ class SweepMirrors(Watch):
     def _describe(self) -> str:
         counts = [mirror.rows for mirror in self._closed]
         mirrored, given = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-        told = f"W&B: {mirrored:,} rows of {len(counts)} trials mirrored under the group {self._sweep_dir.name}"
+        told = f"W&B: {mirrored:,} row(s) of {len(counts)} trial(s) mirrored under the group {self._sweep_dir.name}"
         if given > mirrored or self._under_way:
             reasons = [line for line in self._told if "dropped" in line]
             told += f", {given - mirrored:,} dropped" + (f"; one of them: {reasons[0]}" if reasons else "")
         if self._under_way:
-            told += f"; {len(self._under_way)} trials not mirrored to their end"
+            told += f"; {len(self._under_way)} trial(s) not mirrored to their end"
         if self._tracking.wandb == "offline" and mirrored:
             told += f"; to upload them: wandb sync {self._sweep_dir}/trial-*/wandb/offline-run-*"
         return told

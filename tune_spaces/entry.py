@@ -92,13 +92,17 @@ class Entry:
 def config_path(path: KeyPath) -> KeyPath | None:
     """The path in a config of what stands at `path` in a space; None for a number of the space's own."""
     match path:
+        case (str(section), str(key), *rest) if (
+            section in section_keys()
+        ):  # not as it should be, but read as it is meant
+            return config_path((f"{section}.{key}", *rest))
         case (_, "tied", int(), str(key), *rest):
             return (*key.split("."), *rest)
         case (_, "when", str(key), int(), *rest) | (_, "when", str(key), *rest):
             return (*key.split("."), *rest)
         case (_, str(kind), *_) if kind in (*RANGES, "step"):
             return None
-        case (str(key), "value", *rest) | (str(key), _, int(), *rest) | (str(key), *rest):
+        case (str(key), "value", *rest) | (str(key), int(), *rest) | (str(key), _, int(), *rest) | (str(key), *rest):
             return (*key.split("."), *rest)
     return None
 
@@ -108,8 +112,9 @@ def check_name(entry: Entry) -> bool:
     name, spec = entry.name, entry.spec
     if isinstance(spec, dict) and "tied" in spec:
         return _check_group_name(entry)
-    if name in section_keys():
-        inner = next((f"{name}.{key}" for key in spec if f"{name}.{key}" in leaf_fields()), None) if spec else None
+    if name and name in section_keys():
+        inside = spec if isinstance(spec, dict) else {}
+        inner = next((f"{name}.{key}" for key in inside if f"{name}.{key}" in leaf_fields()), None)
         key = inner or f"{name}.{section_keys()[name][0]}"
         fix = write_entry(key, spec[key.rpartition(".")[2]] if inner else example_spec(key, entry.config))
         entry.refuse(f"{name} is a section of the config", "a space names its keys whole, with the dot", fix)

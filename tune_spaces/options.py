@@ -34,7 +34,7 @@ def _check_values(entry: Entry, values: list[Any]) -> bool:
     kind, name = entry.kind, entry.name
     inner = [(kind,)] if kind == "value" else [(kind, index) for index in range(len(values))]
     mended = [_mend(entry, name, value, *at) for value, at in zip(values, inner, strict=True)]
-    whole = None not in mended or None in values
+    whole = all(fits(name, value, entry.config) for value in mended)
     right = {"value": mended[0]} if kind == "value" else entry.change(**{kind: _without_repeats(mended)})
     legal = True
     for value, at in zip(values, inner, strict=True):

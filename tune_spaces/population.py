@@ -31,17 +31,17 @@ def decide_exploit(
 ) -> str | None:
     """Whom `name` follows from `rung` on; None if it goes on as it is.
 
-    It is compared with the members that have come to the rung. A loss that is no number is worse than any.
+    It is compared with the members that have come to the rung. A loss that is no number is worse than any, and
+    nobody follows a member that has one.
     """
-    losses = {m.name: m.progress_marks[rung] for m in members if rung in m.progress_marks}
+    marks = {m.name: m.progress_marks[rung] for m in members if rung in m.progress_marks}
+    losses = {who: loss if math.isfinite(loss) else math.inf for who, loss in marks.items()}
     if name not in losses or len(losses) < 2:
         return None
-    order = sorted(losses, key=lambda n: (not math.isfinite(losses[n]), losses[n], n))
+    order = sorted(losses, key=lambda n: (losses[n], n))
     size = max(1, int(len(order) * quantile))
-    top, bottom = order[:size], order[-size:]
-    if name not in bottom or name in top or losses[name] == losses[top[0]]:
-        return None
-    return rng.choice(top)
+    donors = [donor for donor in order[:size] if losses[donor] < losses[name]]
+    return rng.choice(donors) if name in order[-size:] and donors else None
 
 
 def list_mutable(space: Space) -> list[Parameter]:

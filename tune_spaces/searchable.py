@@ -11,10 +11,12 @@ from sftray.train_fn.config_words import is_legal, leaf_fields, legal_values, ri
 
 SCRATCH_PREFIX = "model.scratch."
 SEED = "train.seed"
-# Of each pair only one can be set.
+# Of each pair at most one can be set.
 RIVALS = {
     "train.global_batch_size": "train.gradient_accumulation_steps",
     "train.gradient_accumulation_steps": "train.global_batch_size",
+    "train.max_steps": "train.max_examples",
+    "train.max_examples": "train.max_steps",
     "model.name": "model.scratch",
     "model.scratch": "model.name",
 }
@@ -55,6 +57,7 @@ _REASONS = {
     "model.scratch.vocab_size": "it follows from the tokenizer, and " + _TOKENS,
     "train.epochs": _LENGTH,
     "train.max_steps": _LENGTH,
+    "train.max_examples": _LENGTH,
     "train.log_every": _EVERY,
     "train.eval_every": _EVERY,
     "train.save_every": _EVERY,

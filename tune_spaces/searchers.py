@@ -91,16 +91,15 @@ def _list_grid(space: Space, only_grid: bool) -> list[Point]:
     """The product of all options in the order of the space, the last changing fastest; each point once."""
     parameters = [p for p in space.parameters if not only_grid or (isinstance(p, Options) and p.is_grid)]
     axes = [_enumerate(parameter, space) for parameter in parameters]
-    points: list[Point] = []
+    points: dict[str, Point] = {}
     for row in itertools.product(*axes):
         chosen = dict(zip((p.name for p in parameters), row, strict=True))
         if only_grid:
             point = {key: value for options in row for key, value in options.items()}
         else:
             point = settle_point(space, lambda p, chosen=chosen: chosen[p.name])  # type: ignore[misc]  # mypy sees no lambda's default
-        if point not in points:
-            points.append(point)
-    return points
+        points.setdefault(repr(sorted(point.items())), point)
+    return list(points.values())
 
 
 def _enumerate(parameter: Parameter, space: Space) -> Sequence[Point]:
@@ -160,7 +159,7 @@ def _to_params(space: Space, point: Point) -> tuple[dict[str, Any], dict[str, An
         if not is_active(parameter, settled) or not all(key in point for key in parameter.keys):
             continue
         if isinstance(parameter, Range):
-            params[parameter.name] = point[parameter.key]
+            params[parameter.name] = _to_number(parameter, point[parameter.key])
         else:
             chosen = {key: point[key] for key in parameter.keys}
             if chosen not in parameter.options:
@@ -168,6 +167,11 @@ def _to_params(space: Space, point: Point) -> tuple[dict[str, Any], dict[str, An
             params[parameter.name] = parameter.options.index(chosen)
         distributions[parameter.name] = _to_distribution(parameter)
     return params, distributions
+
+
+def _to_number(parameter: Range, value: float) -> float:
+    """A range with steps is known to Optuna by the number of the step."""
+    return value if parameter.step is None else round((value - parameter.low) / parameter.step)
 
 
 def _to_distribution(parameter: Parameter) -> Any:

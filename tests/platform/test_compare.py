@@ -109,7 +109,7 @@ def test_runs_that_differ_in_their_seed_are_taken_together(tmp_path: Path) -> No
     assert list_differing(sides) == ["optim.learning_rate", "train.seed"]
     # Differences 1, 1.01, 1.01: mean 1.00667, half width 4.3027 × 0.0057735 / sqrt(3) = 0.01434.
     assert describe_differences(sides) == [
-        "a0 and a1 and a2 beats b0 and b1 and b2 by 1.007 ± 0.014 (95 % interval, 3 paired seeds)"
+        "a0 + a1 + a2 beats b0 + b1 + b2 by 1.007 ± 0.014 (95 % interval, 3 paired seeds)"
     ]
     assert describe_differences(sides[:3]) == ["they differ in their seeds alone"]
 
@@ -166,7 +166,7 @@ def test_the_command(tmp_path: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_sweep_is_shown_by_the_command_for_runs(tmp_path: Path, capsys: Capture, as_json: bool) -> None:
-    folder = write_sweep(tmp_path, trials=4)
+    folder = write_sweep(tmp_path, trials=8)
     assert main(["runs", "show", "sweep", "--store", str(tmp_path), *(["--json"] if as_json else [])]) == 0
     out = capsys.readouterr().out
     assert all(each.record.name in out for each in load_leaderboard(folder))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_each_trial_is_a_run_of_the_sweeps_group(sweep_dir: Path) -> None:
         assert [row["step"] for row in read_history(folder)] == [0, 1, 2, 3, 4]
         assert [r.exit.exit_code for r in read_records(folder) if r.HasField("exit")] == [0]
     told = file.getvalue()
-    assert told.startswith("W&B: 10 rows of 2 trials mirrored under the group sweep; to upload them: wandb sync ")
+    assert told.startswith("W&B: 10 row(s) of 2 trial(s) mirrored under the group sweep; to upload them: wandb sync ")
     assert told.count("\n") == 1
 
 
@@ -76,7 +77,7 @@ def test_those_that_find_no_room_wait_and_lose_nothing(sweep_dir: Path, monkeypa
         folders = [begin(sweep_dir, number) for number in range(3)]
         wait_until(lambda: len(list(sweep_dir.glob("trial-002/wandb/offline-run-*"))) == 1)
     assert [len(read_history(folder)) for folder in folders] == [5, 5, 5]
-    assert file.getvalue().startswith("W&B: 15 rows of 3 trials")
+    assert file.getvalue().startswith("W&B: 15 row(s) of 3 trial(s)")
 
 
 def test_a_sweep_that_is_resumed_mirrors_what_is_new(sweep_dir: Path) -> None:
@@ -85,15 +86,11 @@ def test_a_sweep_that_is_resumed_mirrors_what_is_new(sweep_dir: Path) -> None:
     with watched:
         journal = Journal(folder)
         journal.add_event("starting", 1)
-        wait_until(lambda: (folder / "wandb").exists() or _is_followed(watched))
+        wait_until(lambda: any(thread.name == "run-follower" for thread in threading.enumerate()))
         log_step(journal, 5, 2e9, train_loss=1.0)
         journal.add_event("finished", 2)
     assert [row["step"] for row in read_history(folder)] == [5]
-    assert file.getvalue().startswith("W&B: 1 rows of 1 trials")
-
-
-def _is_followed(watched: SweepMirrors) -> bool:
-    return any(each.mirror is not None for each in watched._under_way)
+    assert file.getvalue().startswith("W&B: 1 row(s) of 1 trial(s)")
 
 
 def test_nothing_is_mirrored_where_it_is_disabled(sweep_dir: Path) -> None:
