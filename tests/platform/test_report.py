@@ -207,7 +207,7 @@ def test_damaged_trials(tmp_path: Path, name: str) -> None:
         path.unlink()
         if content is not None:
             path.write_text(content, encoding="utf-8")
-        assert isinstance(report(folder / f"trial-{number:03d}").text, str)
+            assert report(path.parent).text.startswith(f"trial-{number:03d} – run")
     page = report(folder)
     assert all(f"trial-00{number}" in page.text for number in range(6))
     assert len(page.figures) >= 4
@@ -285,7 +285,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(StoreError, match="the report cannot be written: Not a directory"):
+    with pytest.raises(StoreError, match="the report cannot be written: File exists"):
         write_report(tmp_path / "alpha", tmp_path / "file" / "report.html")
 
 

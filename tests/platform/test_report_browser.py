@@ -25,7 +25,13 @@ def browser() -> Iterator[Any]:
     assert chromium and driver, "the packages of tests/system-packages.txt are not installed"
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    for argument in (
+        "--headless=new",
+        "--hide-scrollbars",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=Service(driver))
@@ -69,7 +75,8 @@ def test_a_report_opens(browser: Any, reports: dict[str, Path], name: str, width
     assert browser.get_log("browser") == []
     outside = [url for url in list_requests(browser) if not url.startswith(("file:", "data:", "blob:"))]
     assert outside == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    for extent in ("scrollWidth", "clientWidth"):
+        assert browser.execute_script(f"return document.documentElement.{extent}") == width
     undrawn = "return [...document.querySelectorAll('.plot')].filter(p => !p.querySelector('.main-svg')).length"
     assert browser.execute_script(undrawn) == 0
     assert browser.execute_script("return document.querySelectorAll('.plot').length") >= 2

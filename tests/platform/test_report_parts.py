@@ -84,18 +84,16 @@ def test_stops_in_sentences() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [
-        (1e-5, 1e-2, [1e-5, 1e-4, 1e-3, 1e-2]),
-        (1e-4, 1e-3, [1e-4, 2e-4, 5e-4, 1e-3]),
-        (1.2, 1.9, [1.2, 1.9]),
-        (0.5, 3.0, [0.5, 1, 2, 3]),
-        (1e-9, 1e9, [1e-9, 1e-5, 1e-1, 1e3, 1e7]),
-        (3e-4, 3e-4, [3e-4, 3e-4]),
+        (1e-5, 1e-2, "1e-5 1e-4 1e-3 0.01"),
+        (1e-4, 1e-3, "1e-4 2e-4 3e-4 5e-4 7e-4 1e-3"),
+        (2e-5, 7e-4, "2e-5 5e-5 1e-4 2e-4 5e-4"),
+        (0.5, 3.0, "0.5 0.7 1 2 3"),
+        (1e-9, 1e9, "1e-9 1e-5 0.1 1,000 1e7"),
+        (1.2, 1.9, "1.2 1.9"),  # no round number between them
     ],
 )
-def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:
-    found = plan_log_ticks(low, high)
-    assert len(found) <= 6
-    assert set(found) == pytest.approx(set(ticks)) or set(map(write_tick, ticks)) <= set(map(write_tick, found))
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: str) -> None:
+    assert list(map(write_tick, plan_log_ticks(low, high))) == ticks.split()
 
 
 @pytest.mark.parametrize(
@@ -157,4 +155,4 @@ def test_the_study_has_what_the_trials_came_to(tmp_path: Path) -> None:
     ]
     assert study.best_trial.params == {"learning_rate": 2.07e-3, "gradient_accumulation_steps": "4"}
     assert study.best_value == pytest.approx(1.2542)
-    assert study.trials[0].intermediate_values == {125: pytest.approx(2.6852), 250: pytest.approx(2.359)}
+    assert study.trials[0].intermediate_values == {125: pytest.approx(2.7399), 250: pytest.approx(2.359)}

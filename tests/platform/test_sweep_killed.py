@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import build_config
+from tiny_runs import build_config, read_events
 from tiny_sweeps import read_results, read_states
 
 from sftray.platform.sweep_files import read_ledger
@@ -66,7 +66,7 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     wait_for(lambda: list_checkpoints(sweep_dir / "trial-001" / "checkpoints"), process, killed)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert read_states(sweep_dir)["trial-001"] != "finished"
+    assert read_events(sweep_dir / "trial-001")[-1]["state"] != "finished"
     process = start(killed, "resume", str(sweep_dir), "--json")
     assert process.wait(300) == 0, (killed / "out").read_text()[-3000:]
     assert read_results(sweep_dir) == read_results(straight / "runs" / "swept")

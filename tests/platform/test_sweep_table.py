@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from rich.console import Console
@@ -49,6 +50,18 @@ def test_json_has_the_same(sweep_dir: Path) -> None:
     found = json.loads(json.dumps(sweep_to_json(sweep_dir), allow_nan=False))
     assert [row["name"] for row in found["leaderboard"]] == [r.record.name for r in load_leaderboard(sweep_dir)]
     assert len(found["repeats"]) == 4 and found["answer"]
+    (comparison,) = found["comparisons"]
+    assert (comparison["runs"], comparison["paired"], comparison["confidence"]) == (2, True, 0.95)
+    means = [fmean(comparison[side]["losses"].values()) for side in ("a", "b")]
+    assert comparison["difference"] == pytest.approx(means[1] - means[0]) and means[0] < means[1]
+
+
+def test_failed_trials_have_no_rank_and_narrow_terminals_get_whole_names(sweep_dir: Path) -> None:
+    ranks = [line.split()[:2] for line in render(sweep_dir, 80).splitlines()[1:9]]
+    names = [each.record.name for each in load_leaderboard(sweep_dir)]
+    assert ranks == [[*map(str, pair)] for pair in zip([*range(1, 8), "–"], names, strict=True)]
+    narrow = render(sweep_dir, 40)
+    assert all(name in narrow for name in names) and "rank" not in narrow
 
 
 def test_a_torn_ledger_loses_only_what_had_not_started(sweep_dir: Path) -> None:
