@@ -89,23 +89,23 @@ def resume_run(run_dir: Path, console: Console) -> RunSummary:
     config = load_config(run_dir / CONFIG).config
     store = open_store(config.store.model_copy(update={"path": str(run_dir.absolute().parent)}))
     check_this_machine(config.scaling)
-    prepared = None if has_cluster() else _prepare_again(run_dir, config, store, console)
+    prepared = None if has_cluster() else prepare_again(run_dir, config, store, console)
     with connect_for(config.scaling) as (placement, num_nodes):
-        prepared = prepared or _prepare_again(run_dir, config, store, console, choose_map(num_nodes))
+        prepared = prepared or prepare_again(run_dir, config, store, console, choose_map(num_nodes))
         return run_attempt(Attempt(run_dir, config, prepared, console), placement)
 
 
-def _prepare_again(
-    run_dir: Path, config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
+def prepare_again(
+    folder: Path, config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
 ) -> Prepared:
-    """The tokens of a run that is resumed; refuses other examples than it had, or the same cut otherwise."""
+    """The tokens of a run or a sweep that is resumed; refuses other examples, or the same cut otherwise."""
     prepared = prepare_run(config, store, console, map_chunks)
-    before = json.loads((run_dir / DATA).read_text(encoding="utf-8"))
-    if name_examples(before) != name_examples(prepared.receipt):
+    before = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    if _name_examples(before) != _name_examples(prepared.receipt):
         raise ConfigError(
             Problem(
-                "the data is not what it was when the run started",
-                where=str(run_dir / DATA),
+                "the data is not what it was at the start",
+                where=str(folder / DATA),
                 why="a resumed run continues the same order over the same examples",
                 fix="put files and settings back as they were, or start a run of another name",
             )
@@ -113,7 +113,7 @@ def _prepare_again(
     return prepared
 
 
-def name_examples(receipt: dict[str, Any]) -> list[Any]:
+def _name_examples(receipt: dict[str, Any]) -> list[Any]:
     counts = receipt["splits"]["train"]
     return [receipt["fingerprints"], counts["kept"], counts["tokens"], counts["target_tokens"]]
 

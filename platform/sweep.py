@@ -13,7 +13,7 @@ from rich.console import Console
 from sftray.cluster.connection import check_this_machine, connect_for, has_cluster
 from sftray.cluster.preparation import choose_map
 from sftray.cluster.resources import Placement, look_at_cluster
-from sftray.platform.driver import fix_batch, name_examples, prepare_run, settle_paths
+from sftray.platform.driver import fix_batch, prepare_again, prepare_run, settle_paths
 from sftray.platform.leaderboard import choose_finalists, load_leaderboard
 from sftray.platform.run_directory import check_name_is_free, open_store, take_run_directory
 from sftray.platform.sweep_feed import Feed, Sweep
@@ -25,12 +25,13 @@ from sftray.platform.sweep_files import (
 )
 from sftray.platform.sweep_mirrors import SweepMirrors
 from sftray.platform.sweep_progress import SweepProgress
+from sftray.platform.trial_directory import read_end
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
-from sftray.train_fn.errors import ConfigError, DivergedError, Problem, StoppedError, UserError
+from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import DATA, Journal
-from sftray.train_fn.prepare import MapChunks, Prepared
+from sftray.train_fn.prepare import Prepared
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer import build_run_plan
 from sftray.tune_spaces.halving import plan_evaluations, plan_rungs
@@ -103,32 +104,15 @@ def resume_sweep(sweep_dir: Path, console: Console) -> Path:
     config = base.config
     store = open_store(config.store.model_copy(update={"path": str(sweep_dir.absolute().parent)}))
     check_this_machine(config.scaling)
-    prepared = None if has_cluster() else _prepare_again(sweep_dir, config, store, console)
+    prepared = None if has_cluster() else prepare_again(sweep_dir, config, store, console)
     with connect_for(config.scaling) as (placement, num_nodes):
-        prepared = prepared or _prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
+        prepared = prepared or prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
         sweep = Sweep(sweep_dir.absolute(), settings, base, space, prepared)
         return _run_sweep(sweep, placement, console)
 
 
 def _find_space(asked: str | dict[str, Any], config: RunConfig) -> Space:
     return load_space(asked, config) if isinstance(asked, str) else parse_space(asked, "given", config)
-
-
-def _prepare_again(
-    sweep_dir: Path, config: RunConfig, store: Path, console: Console, map_chunks: MapChunks | None = None
-) -> Prepared:
-    prepared = prepare_run(config, store, console, map_chunks)
-    before = json.loads((sweep_dir / DATA).read_text(encoding="utf-8"))
-    if name_examples(before) != name_examples(prepared.receipt):
-        raise ConfigError(
-            Problem(
-                "the data is not what it was when the sweep started",
-                where=str(sweep_dir / DATA),
-                why="all trials of a sweep learn from the same examples",
-                fix="put files and settings back as they were, or start a sweep of another name",
-            )
-        )
-    return prepared
 
 
 def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> None:
@@ -279,14 +263,17 @@ def _record_end(journal: Journal) -> Iterator[None]:
 
 
 def _refuse_all_failed(sweep: Sweep) -> None:
-    """A sweep of which no trial came to a result has failed, whoever ran it."""
+    """A sweep of which no trial came to a result has failed, in the way in which its first trial has."""
     ranked = load_leaderboard(sweep.folder)
     if any(each.state != "failed" for each in ranked):
         return
-    raise DivergedError(
-        Problem(
-            f"all {len(ranked)} trials failed; the first: {ranked[0].why}",
-            where=str(sweep.folder),
-            fix="sftray runs list --store shows each; narrow the space, or try one of its points with sftray train",
-        )
+    end = read_end(sweep.folder / ranked[0].record.name) or {}
+    problem = Problem(
+        f"all {len(ranked)} trials failed; the first: {ranked[0].why}",
+        where=str(sweep.folder),
+        fix="narrow the space, or try one of its points with sftray train",
     )
+    kind = next((kind for kind in UserError.__subclasses__() if kind.exit_code == end.get("exit_code")), None)
+    if kind is None:
+        raise RuntimeError(problem.what)  # nobody foresaw it: our bug, and each trial's crash.txt has its traceback
+    raise kind(problem)

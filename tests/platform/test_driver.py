@@ -198,7 +198,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, change: str) -> None
     path = tmp_path / name
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(ConfigError, match="the data is not what it was when the run started") as caught:
+    with pytest.raises(ConfigError, match="the data is not what it was at the start") as caught:
         resume(run_dir)
     assert caught.value.problems[0].where == str(run_dir / DATA)
     assert sorted(path.name for path in run_dir.iterdir()) == [CONFIG, DATA]
