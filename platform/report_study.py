@@ -20,7 +20,8 @@ from sftray.platform.report_study_figures import (
     draw_slice,
     list_complete,
 )
-from sftray.platform.report_trials import Trial, is_number, list_keys, shorten_keys, write_point_value
+from sftray.platform.report_trials import Trial, is_number, list_keys, write_point_value
+from sftray.platform.sweep_table import shorten_keys
 
 if TYPE_CHECKING:
     from optuna import Study

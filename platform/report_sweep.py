@@ -18,12 +18,12 @@ from sftray.platform.report_trials import (
     describe_point,
     list_keys,
     load_trials,
-    shorten_keys,
     write_point_value,
 )
 from sftray.platform.results import load_receipt
 from sftray.platform.run_files import load_events
 from sftray.platform.sweep_files import BASE, SweepSettings, load_settings
+from sftray.platform.sweep_table import shorten_keys
 from sftray.platform.tables import as_run
 from sftray.platform.terminal import format_seconds, format_time
 
@@ -94,9 +94,9 @@ def _show_leaderboard(trials: Sequence[Trial]) -> Part:
     headers = [
         "rank",
         "trial",
+        "best val loss",
         *(names[key] for key in keys),
         *["seed"] * has_seeds,
-        "best val loss",
         "at step",
         "at",
         "state",
@@ -116,9 +116,9 @@ def _show_trial(trial: Trial, keys: Sequence[str], has_seeds: bool) -> list[Cell
     return [
         "–" if trial.rank is None else str(trial.rank),
         Cell(trial.name, style="name"),
+        Cell("–" if ranked.loss is None else f"{ranked.loss:.4f}", style="best" if trial.rank == 1 else ""),
         *values,
         *[str(ranked.record.seed)] * has_seeds,
-        Cell("–" if ranked.loss is None else f"{ranked.loss:.4f}", style="best" if trial.rank == 1 else ""),
         "–" if ranked.step is None else f"{ranked.step:,}",
         "–" if ranked.progress is None else format_percent(ranked.progress),
         Cell(trial.state, cause, trial.state),

@@ -12,6 +12,7 @@ from sftray.platform.certainty import write_number
 from sftray.platform.leaderboard import Ranked, load_leaderboard
 from sftray.platform.run_files import BrokenRunError, load_metrics, read_events, shape_metrics
 from sftray.platform.sweep_files import Point
+from sftray.platform.sweep_table import shorten_keys
 from sftray.platform.trial_directory import as_loss, read_validations
 from sftray.train_fn.config_syntax import write_value
 
@@ -86,12 +87,6 @@ def _load_trial(sweep_dir: Path, ranked: Ranked, rank: int | None) -> Trial:
 def list_keys(trials: Sequence[Trial]) -> list[str]:
     """The searched settings, in the order in which the trials name them."""
     return list(dict.fromkeys(key for trial in trials for key in trial.point))
-
-
-def shorten_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last part, where that is its alone."""
-    lasts = [key.rpartition(".")[2] for key in keys]
-    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def write_point_value(value: Any) -> str:

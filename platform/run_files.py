@@ -54,7 +54,15 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return row if b"\\ud" not in line.lower() else _replace_surrogates(row)
+
+
+def _replace_surrogates(row: dict[str, Any]) -> dict[str, Any]:
+    """Half a character, which JSON can spell and no file, table or terminal can hold, becomes "?"."""
+    clean: dict[str, Any] = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+    return clean
 
 
 def read_events(run_dir: Path) -> Rows:

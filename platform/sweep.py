@@ -130,6 +130,14 @@ def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> N
         problems.append(
             Problem("--repeats 1 says nothing of chance", why="an interval needs two runs", fix="--repeats 3")
         )
+    if options.repeats and options.scheduler == "pbt":
+        problems.append(
+            Problem(
+                "--repeats does not go with --scheduler pbt",
+                why="a population changes its settings on the way, so there is no setting to run again",
+                fix="--scheduler asha, or repeat the settings that came out with sftray tune and a grid of them",
+            )
+        )
     if options.finalists < 2:
         problems.append(Problem("--finalists: at least 2 are compared", fix="--finalists 2"))
     if problems:

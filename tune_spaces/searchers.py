@@ -16,6 +16,7 @@ from sftray.tune_spaces.parameters import Options, Parameter, Point, Range, Spac
 Searcher = Literal["tpe", "random", "grid"]
 
 _STARTUP = 8  # trials that TPE draws at random at least; fewer say nothing of where it is good
+_MOST_POINTS = 10_000  # of a grid: a longer list is a slip, or a task for a searcher that samples
 _RUNG_SCALE = 1000  # Optuna counts steps, and rungs are shares of progress
 
 
@@ -91,6 +92,7 @@ def _list_grid(space: Space, only_grid: bool) -> list[Point]:
     """The product of all options in the order of the space, the last changing fastest; each point once."""
     parameters = [p for p in space.parameters if not only_grid or (isinstance(p, Options) and p.is_grid)]
     axes = [_enumerate(parameter, space) for parameter in parameters]
+    _refuse_endless(space, axes)
     points: dict[str, Point] = {}
     for row in itertools.product(*axes):
         chosen = dict(zip((p.name for p in parameters), row, strict=True))
@@ -100,6 +102,19 @@ def _list_grid(space: Space, only_grid: bool) -> list[Point]:
             point = settle_point(space, lambda p, chosen=chosen: chosen[p.name])  # type: ignore[misc]  # mypy sees no lambda's default
         points.setdefault(repr(sorted(point.items())), point)
     return list(points.values())
+
+
+def _refuse_endless(space: Space, axes: Sequence[Sequence[Point]]) -> None:
+    count = math.prod(map(len, axes))
+    if count > _MOST_POINTS:
+        raise ConfigError(
+            Problem(
+                f"the grid has {count:,} points",
+                f"space {space.name}",
+                f"every one is a trial, and a grid of more than {_MOST_POINTS:,} is never run to its end",
+                "fewer values, or choice in place of grid and --search tpe",
+            )
+        )
 
 
 def _enumerate(parameter: Parameter, space: Space) -> Sequence[Point]:

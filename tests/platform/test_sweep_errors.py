@@ -20,6 +20,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--space", "lr_acumulation"], "Did you mean lr_accumulation"),
         (["--space", "quickstart", "--repeats", "1"], "--repeats 1 says nothing of chance"),
         (["--space", "quickstart", "--repeats", "2", "--finalists", "1"], "at least 2 are compared"),
+        (["--space", "quickstart", "--scheduler", "pbt", "--repeats", "2"], "--repeats does not go with"),
         (["--space", "quickstart", "data.validation=null"], "a sweep needs data.validation"),
         (["--space", "quickstart", "--search", "grid"], "is a range, and a grid has values"),
         (["--space", "batch.yaml", "--scheduler", "pbt"], "nothing that pbt could change in mid-run"),

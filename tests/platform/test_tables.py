@@ -10,7 +10,7 @@ from run_dirs import RECEIPT, add_answers, log_step, write_finished_run, write_l
 from sftray.platform.results import load_runs
 from sftray.platform.run_page import describe_run, show_run
 from sftray.platform.tables import show_runs
-from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, METRICS
+from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, EVENTS, METRICS
 
 WIDTHS = (60, 80, 160)
 
@@ -172,3 +172,13 @@ def test_unreadable_lines_are_told(tmp_path: Path) -> None:
     folder = write_finished_run(tmp_path).folder
     write_lines(folder / METRICS, ["rubbish\n", {"step": 10}])
     assert "unreadable lines  1" in print_page(folder, 80)
+
+
+def test_half_a_character_does_not_end_the_page(tmp_path: Path) -> None:
+    folder = write_finished_run(tmp_path).folder
+    events = (folder / EVENTS).read_text().splitlines()
+    (folder / EVENTS).write_text(
+        "\n".join([*events[:-1], events[-1].replace('"why": ""', '"why": "\\ud800!"')]) + "\n"
+    )
+    print_page(folder, 80)
+    assert load_runs(tmp_path).iloc[0]["why"] == "?!"

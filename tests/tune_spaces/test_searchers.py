@@ -103,6 +103,11 @@ def test_random_search_goes_through_a_grid_in_turn(resolved: Resolved) -> None:
     [
         ({RATE: {"log_uniform": [1e-5, 1e-3]}}, "grid", "is a range, and a grid has values"),
         ({ACCUMULATION: {"grid": [1, 2]}}, "tpe", "is a grid, and tpe samples"),
+        (
+            {ACCUMULATION: {"grid": list(range(1, 102))}, RATE: {"grid": [k / 1e6 for k in range(1, 101)]}},
+            "grid",
+            "the grid has 10,100 points",
+        ),
     ],
 )
 def test_a_searcher_that_cannot_search_the_space_says_so(
