@@ -15,6 +15,8 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # How often the controller looks: it paces every report and the notice of a dead worker. Ray's own is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A worker that does not answer for so long is frozen. Ray's own is 600 s.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",
     # Workers keep the directory the run was started in, so that relative paths mean the same there.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -26,6 +28,12 @@ _ANSWER_S = 5.0
 def has_cluster() -> bool:
     """Whether a cluster is named by the environment; Ray sets it too for the entry point of a job."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def apply_settings() -> None:
+    """What Ray Train takes from the environment of the process that starts workers, unless it is set there."""
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
 
 
 @contextlib.contextmanager
@@ -40,8 +48,7 @@ def connect_for(scaling: ScalingConfig) -> Iterator[tuple[Placement, int]]:
     """
     import ray
 
-    for key, value in _SETTINGS.items():
-        os.environ.setdefault(key, value)
+    apply_settings()
     if has_cluster():
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # else the dashboard's Train page is empty
         _join()

@@ -225,6 +225,7 @@ def build_job(config: RunConfig, run_dir: Path, tokens: Path, deadline: float | 
         "tokens": str(tokens),
         "config_hash": hashlib.sha256(meaning.encode()).hexdigest(),
         "deadline": deadline,
+        "watchdog": {},
     }
 
 

@@ -127,12 +127,14 @@ def describe_event(row: Row) -> str | None:
     state, step, why = row["state"], row.get("step"), _make_line(row.get("why") or "")
     match state:
         case "running":
+            if why:
+                return f"attempt {row['attempt']} {f'goes on from step {step}' if step else 'begins again'}: {why}"
             return f"attempt {row['attempt']} {f'resumed at step {step}' if step else 'started'}"
         case "checkpoint":
             return f"checkpoint saved at step {step}"
         case "skipped_step":
             return f"step {step} skipped: {why}"
-        case "mirror_off":
+        case "mirror_off" | "worker_failed" | "frozen":  # the next attempt says it, or the error that ends the run
             return None
         case _:
             return f"{_make_line(state)}: {why}" if why else _make_line(state)

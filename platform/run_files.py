@@ -97,7 +97,7 @@ def shape_metrics(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows of metrics as numbers; of a step that stands there twice, the later row."""
     frame = _frame([row for row in rows if isinstance(row.get("step"), int)], "step")
     # Not numbers, and infinities, are text in JSON.
-    numbers = {name: pd.to_numeric(frame[name].map(_scalar), errors="coerce") for name in frame}
+    numbers = {name: pd.to_numeric(frame[name].map(_scalar), errors="coerce") for name in frame if name != "ledger"}
     frame = pd.DataFrame(numbers).drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
     return frame.astype({"step": "int64"})
 

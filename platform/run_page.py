@@ -1,5 +1,6 @@
 """One run on one page: how it went, with what, on what data, and what it says now."""
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sftray.platform.before_after import describe_exact_match, show_samples
+from sftray.platform.ledger_check import LedgerCheck, check_ledger
 from sftray.platform.receipt_words import describe_receipt
 from sftray.platform.results import (
     load_checkpoints,
@@ -75,6 +77,7 @@ def load_settings(run_dir: Path) -> list[Setting]:
 def describe_run(run_dir: Path) -> dict[str, Any]:
     """All that `show_run` shows, and more, as JSON values; what is missing is null."""
     run, settings = to_records(load_runs(run_dir))[0], load_settings(run_dir)
+    ledger = check_ledger(run_dir)
     return {
         "run": {key: value for key, value in run.items() if not key.startswith("config.")},
         "config": {setting.key: setting.value for setting in settings},
@@ -84,6 +87,7 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
         "metrics": to_records(load_metrics(run_dir)),
         "checkpoints": to_records(load_checkpoints(run_dir)),
         "samples": to_records(load_samples(run_dir)),
+        "ledger": {**dataclasses.asdict(ledger), "holds": ledger.holds},
     }
 
 
@@ -96,6 +100,7 @@ def show_run(run_dir: Path, console: Console) -> None:
         "data": _show_receipt(load_receipt(run_dir)),
         "metrics": _show_metrics(load_metrics(run_dir), console.width),
         "checkpoints": _show_checkpoints(load_checkpoints(run_dir)),
+        "ledger": _show_ledger(check_ledger(run_dir)),
     }
     for title, body in sections.items():
         console.print()
@@ -194,3 +199,8 @@ def _show_checkpoints(checkpoints: pd.DataFrame) -> RenderableType:
         size = plain(format_bytes(row["bytes"]))
         table.add_row(plain(row["step"]), show_value(row["val_loss"]), size, plain(" and ".join(marks), "dim"))
     return table
+
+
+def _show_ledger(check: LedgerCheck) -> RenderableType:
+    style = "" if check.holds else "dim" if check.unknown is not None else "bold red"
+    return plain(check.describe(), style)

@@ -125,7 +125,9 @@ def _start_run(init: dict[str, Any]) -> Any:
 
 def _convert(row: dict[str, Any]) -> dict[str, Any]:
     """A row of metrics.jsonl as W&B takes it: not-a-number as a number, its time as W&B's own."""
-    numbers = {key: float(value) if isinstance(value, str) else value for key, value in row.items()}
+    numbers = {
+        key: float(value) if isinstance(value, str) else value for key, value in row.items() if key != "ledger"
+    }
     if "time" in numbers:
         numbers["_timestamp"] = numbers.pop("time")
     return numbers

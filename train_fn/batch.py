@@ -12,15 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sftray.train_fn.ledger import tally_examples
+
 IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prepared conversation: `input_ids` int32 [L]; `loss_mask` bool [L], unshifted."""
+    """One prepared conversation: `input_ids` int32 [L]; `loss_mask` bool [L], unshifted.
+
+    `index` is its place in the data set, by which the ledger knows it.
+    """
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
+    index: int = 0
 
 
 class Batch(TypedDict):
@@ -30,6 +36,7 @@ class Batch(TypedDict):
     position_ids: Tensor  # int64 [R, T], starting anew with every example
     predicts: Tensor  # bool [R, T]: the next token of the same example is a target
     target_ids: Tensor  # int64 [N]
+    tally: Tensor  # fp64 [2]: how many examples these are, and the sum of their digests, see ledger.py
 
 
 def shift_targets(example: Example) -> NDArray[np.bool_]:
@@ -69,12 +76,14 @@ def build_batch(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             target_ids.append(example.input_ids[1:][example.loss_mask[1:]])
             start = stop
         position_ids[r, start:] = np.arange(width - start)
+    tally = tally_examples([example.index for row in rows for example in row])
     targets = np.concatenate(target_ids) if target_ids else np.zeros(0, dtype=np.int64)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         predicts=torch.from_numpy(predicts),
         target_ids=torch.from_numpy(targets.astype(np.int64)),
+        tally=torch.tensor([tally.count, tally.digest], dtype=torch.float64),
     )
 
 

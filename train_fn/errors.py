@@ -71,3 +71,13 @@ class StoppedError(UserError):
     """Stopped at a saved step; resuming continues it."""
 
     exit_code = 75
+
+
+class BugError(UserError):
+    """A worker failed by a mistake of sftray or of the model; the problem names the file with the traceback."""
+
+    exit_code = 70
+
+
+class FencedError(StoppedError):
+    """A newer attempt, or another owner, has taken over the run; this one must not write any more."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sftray.train_fn.batch import Batch
 from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.errors import DivergedError, Problem
+from sftray.train_fn.ledger import START, extend_chain
 from sftray.train_fn.loader import RunPlan, StepPlan
 from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.step import StepOutcome, Trainer, run_step
@@ -17,18 +18,27 @@ MAX_SKIPPED_IN_A_ROW = 5
 
 @dataclass(frozen=True)
 class StepResult:
-    """A finished step. `step` counts finished steps, so it is 1 after the first; skipped ones keep their number."""
+    """A finished step. `step` counts finished steps, so it is 1 after the first; skipped ones keep their number.
+
+    `chain` is the ledger up to it.
+    """
 
     step: int
     plan: StepPlan
     outcome: StepOutcome
     metrics: dict[str, float]
+    chain: str
 
 
 def train_steps(
-    trainer: Trainer, run: RunPlan, optim: OptimConfig, batches: Iterator[Batch], start_step: int
+    trainer: Trainer,
+    run: RunPlan,
+    optim: OptimConfig,
+    batches: Iterator[Batch],
+    start_step: int,
+    chain: str = START,
 ) -> Iterator[StepResult]:
-    """Train from `start_step` to the end.
+    """Train from `start_step`, whose ledger is `chain`, to the end.
 
     Raises:
         DivergedError: MAX_SKIPPED_IN_A_ROW steps in a row had a loss or gradient that is not finite.
@@ -40,7 +50,9 @@ def train_steps(
         learning_rate = compute_learning_rate(index, run.total_steps, optim)
         outcome = run_step(trainer, batches, plan, index, learning_rate)
         seconds = time.perf_counter() - started
-        yield StepResult(index + 1, plan, outcome, _collect(run, index + 1, plan, outcome, learning_rate, seconds))
+        chain = extend_chain(chain, index + 1, outcome.tally)
+        metrics = _collect(run, index + 1, plan, outcome, learning_rate, seconds)
+        yield StepResult(index + 1, plan, outcome, metrics, chain)
         skipped_in_a_row = 0 if outcome.applied or outcome.overflowed else skipped_in_a_row + 1
         if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise _describe_divergence(index + 1, outcome)

@@ -4,6 +4,7 @@ Knows nothing of Ray: the door hands in `report` (register metrics, and a checkp
 called by all ranks together) and `prepare` (make a loader deliver to the device).
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,23 +18,31 @@ from sftray.train_fn.batch import Batch
 from sftray.train_fn.checkpoint import Checkpoint, Manifest, commit_checkpoint, prune_checkpoints
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all
+from sftray.train_fn.errors import StoreError
 from sftray.train_fn.evaluation import evaluate, plan_evaluation
 from sftray.train_fn.journal import CHECKPOINTS, Journal
+from sftray.train_fn.ledger import START
 from sftray.train_fn.loader import FixedSampler, RunPlan, build_loader
 from sftray.train_fn.loop import StepResult
 from sftray.train_fn.memory import measure_peak
 from sftray.train_fn.mfu import compute_mfu
 from sftray.train_fn.model import count_parameters
+from sftray.train_fn.rng import collect_rng
 from sftray.train_fn.samples import Prompt, answer_prompts, choose_prompts
+from sftray.train_fn.saver import Saver
+from sftray.train_fn.snapshot import Buffers, Snapshot, take_snapshot, write_snapshot
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.token_store import TokenStore, read_receipt
 from sftray.train_fn.tokenizer import LoadedTokenizer
-from sftray.train_fn.trainer import Place, write_checkpoint
+from sftray.train_fn.trainer import Place
 
 
 @dataclass
 class Session:
-    """`evaluations`: values of progress, in (0, 1], at which the run is validated and saved besides."""
+    """`evaluations`: values of progress, in (0, 1], at which the run is validated and saved besides.
+
+    `chain`: the ledger up to the last step. `saver` is idle on all ranks but the first.
+    """
 
     config: RunConfig
     place: Place
@@ -48,9 +57,13 @@ class Session:
     report: Callable[[dict[str, float], Path | None], None]
     prepare: Callable[[Any], Iterable[Batch]]
     mirror: Callable[[Mapping[str, float]], None]  # live gauges
+    saver: Saver
     skipped_steps: int = 0
+    chain: str = START
     evaluations: tuple[float, ...] = ()
     prompts: tuple[list[Prompt], int] | None = field(default=None, repr=False)
+    buffers: Buffers = field(default_factory=dict, repr=False)  # of the last snapshot
+    saving: dict[str, float] = field(default_factory=dict)  # the metrics of the step that is being saved
 
     @property
     def is_first(self) -> bool:
@@ -78,7 +91,8 @@ def record(session: Session, metrics: Mapping[str, float]) -> None:
     """One line of metrics, by rank 0."""
     if session.is_first:
         measured = {**metrics, **_measure_device(session, metrics)}
-        session.journal.add_metrics({**measured, "time": round(time.time(), 3)})
+        ledger = {"ledger": session.chain} if metrics["step"] else {}
+        session.journal.add_metrics({**measured, **ledger, "time": round(time.time(), 3)})
         session.mirror(measured)
 
 
@@ -99,6 +113,9 @@ def after_step(session: Session, result: StepResult, ends: bool) -> None:
     A step that reaches a milestone of `session.evaluations` does all three, and its metrics name it.
     """
     train, step = session.config.train, result.step
+    session.chain = result.chain
+    if result.outcome.saved:
+        finish_save(session)
     if not result.outcome.applied:
         _note_skipped(session, result)
     milestone = find_milestone(session.evaluations, session.run, step)
@@ -110,7 +127,9 @@ def after_step(session: Session, result: StepResult, ends: bool) -> None:
     if all_due or validation or _is_due(step, train.log_every):
         record(session, metrics)
     if all_due or _is_due(step, train.save_every):
-        save_run(session, metrics)
+        start_save(session, metrics, hurry=ends)
+        if all_due:
+            finish_save(session, hurry=ends)
     elif validation:
         session.report(metrics, None)
 
@@ -144,31 +163,83 @@ def _note_skipped(session: Session, result: StepResult) -> None:
         )
 
 
-def save_run(session: Session, metrics: dict[str, float]) -> None:
-    """Commit a checkpoint by rank 0, delete what is spare, and register it on all ranks."""
+def start_save(session: Session, metrics: dict[str, float], hurry: bool = False) -> None:
+    """Copy the state of this step, and let rank 0 write it while training goes on. All ranks call it together.
+
+    It first waits for a save that is still in flight.
+    """
+    started = time.perf_counter()
+    if session.saving:
+        finish_save(session, hurry)
+    ranks = gather_all(collect_rng(session.place.device))
+    session.saving = metrics
+    if session.is_first:
+        rng = {f"rank-{rank}.{source}": state for rank, part in enumerate(ranks) for source, state in part.items()}
+        facts = {"step": int(metrics["step"]), "examples": int(metrics["examples"]), "ledger": session.chain}
+        state = {**facts, "skipped_steps": session.skipped_steps}
+        snapshot = take_snapshot(session.trainer, state, rng, session.buffers)
+        stall = time.perf_counter() - started
+        session.saver.start(lambda: _commit(session, snapshot, metrics.get("val/loss"), stall))
+
+
+def finish_save(session: Session, hurry: bool = False) -> None:
+    """Wait for the save in flight and register it. All ranks call it together.
+
+    Raises:
+        UserError: the store refused it for too long, or another attempt owns the run.
+    """
+    metrics, session.saving = session.saving, {}
     folder = None
     if session.is_first:
-        checkpoint = _commit(session, metrics)
-        prune_checkpoints(session.checkpoints, session.config.store.keep_checkpoints)
-        session.journal.add_event("checkpoint", session.attempt, step=checkpoint.step)
-        folder = checkpoint.folder
+        session.saver.wait(hurry)
+        saved = session.saver.take_saved()
+        folder = saved.folder if saved else None
     session.report(metrics, folder)
 
 
-def _commit(session: Session, metrics: dict[str, float]) -> Checkpoint:
+def _commit(session: Session, snapshot: Snapshot, val_loss: float | None, stall: float) -> Checkpoint:
+    """In the saver's thread: write, delete what is spare, and say so. `stall`: seconds that training stood still."""
+    started = time.perf_counter()
     manifest = Manifest(
-        step=int(metrics["step"]),
+        step=snapshot.state["step"],
         attempt=session.attempt,
         config_hash=session.config_hash,
         data_fingerprint=read_receipt(session.train.folder)["fingerprints"]["train"],
-        val_loss=metrics.get("val/loss"),
+        val_loss=val_loss,
     )
-    state = {"step": manifest.step, "examples": int(metrics["examples"]), "skipped_steps": session.skipped_steps}
-    return commit_checkpoint(
-        session.checkpoints,
-        manifest,
-        lambda folder: write_checkpoint(folder, session.trainer, session.loaded.tokenizer, state),
+    model, tokenizer = session.trainer.model, session.loaded.tokenizer
+    checkpoint = commit_checkpoint(
+        session.checkpoints, manifest, lambda folder: write_snapshot(folder, snapshot, model, tokenizer)
     )
+    prune_checkpoints(session.checkpoints, session.config.store.keep_checkpoints)
+    session.journal.add_event(
+        "checkpoint",
+        session.attempt,
+        step=checkpoint.step,
+        stall_seconds=round(stall, 3),
+        save_seconds=round(time.perf_counter() - started, 3),
+    )
+    return checkpoint
+
+
+def build_saver(journal: Journal, attempt: int, patience: float) -> Saver:
+    """A saver that says in the run's events when the store refuses, once per save, and when it takes again."""
+    told: list[StoreError] = []
+
+    def tell(error: StoreError | None, pause: float) -> None:
+        if error is None:
+            told.clear()
+            _say(journal, "store_back", attempt, "the store takes checkpoints again")
+        elif not told:
+            told.append(error)
+            _say(journal, "store_refused", attempt, f"{error.problems[0].what}; it is tried again")
+
+    return Saver(tell, patience)
+
+
+def _say(journal: Journal, state: str, attempt: int, why: str) -> None:
+    with contextlib.suppress(OSError):  # it is the same store that refuses
+        journal.add_event(state, attempt, why)
 
 
 def compute_samples(session: Session, when: str, step: int) -> list[dict[str, Any]]:

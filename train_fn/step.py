@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sftray.train_fn.batch import Batch
+from sftray.train_fn.ledger import Tally
 from sftray.train_fn.loader import StepPlan
 from sftray.train_fn.loss import Forward, TargetHead, forward_loss
 
@@ -40,6 +41,7 @@ class Trainer:
     world_size: int
     aux_loss_coef: float = 0.0  # 0: the model has no auxiliary loss, or it is turned off
     wants_stop: Callable[[], bool] = lambda: False  # this rank asks all to stop after the step
+    has_saved: Callable[[], bool] = lambda: False  # this rank tells all that a checkpoint was committed meanwhile
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self.precision)
@@ -50,7 +52,8 @@ class Trainer:
 class StepOutcome:
     """`loss`: per target token of the global batch, as optimised. `applied`: the optimizer took the step.
 
-    `stop_asked`: some rank wants to stop after this step; all ranks read the same answer.
+    `tally`: what all ranks sent through the model. `stop_asked`: some rank wants to stop after this step.
+    `saved`: a checkpoint was committed since the last step. All ranks read the same answers.
 
     `overflowed`: fp16 gradients were too large for the present scale, which is routine and no divergence.
     """
@@ -61,7 +64,9 @@ class StepOutcome:
     applied: bool
     overflowed: bool
     data_wait_seconds: float
+    tally: Tally
     stop_asked: bool = False
+    saved: bool = False
 
 
 def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
@@ -85,7 +90,7 @@ def run_step(
         group["lr"] = learning_rate
     seed_step(trainer.seed, step, trainer.rank)
     totals, waited = _accumulate(trainer, batches, plan)
-    loss_sum, aux_sum, stops = totals.tolist()
+    loss_sum, aux_sum, stops, saved, count, digest = totals.tolist()
     loss = loss_sum / max(plan.num_target_tokens, 1)
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
@@ -102,7 +107,9 @@ def run_step(
         applied=finite,
         overflowed=overflowed,
         data_wait_seconds=waited,
+        tally=Tally(int(count), int(digest)),
         stop_asked=stops > 0,
+        saved=saved > 0,
     )
 
 
@@ -112,12 +119,13 @@ def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
 
 
 def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, float]:
-    """Gradients of the whole step into `.grad`. Returns fp64 [loss sum, sum of aux × tokens, stops] over all ranks.
+    """Gradients of the whole step into `.grad`. Returns fp64 [6], summed over ranks, and seconds waited for data.
 
+    The sums: loss, aux × tokens, ranks that want to stop, ranks that have saved, examples, and their digests.
     A model's auxiliary loss is a mean over the tokens of a forward, padding included, so they weigh it.
     """
-    totals = torch.zeros(3, dtype=torch.float64, device=trainer.device)
-    totals[2] = float(trainer.wants_stop())
+    flags = [float(trainer.wants_stop()), float(trainer.has_saved())]
+    totals = torch.tensor([0.0, 0.0, *flags, 0.0, 0.0], dtype=torch.float64, device=trainer.device)
     waited = 0.0
     forwards = plan.micro_batches[trainer.rank]
     for index, rows in enumerate(forwards):
@@ -130,6 +138,7 @@ def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> t
             tokens = batch["input_ids"].numel() if rows else 0
             torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)))
         totals[0] += forward.loss_sum.detach()
+        totals[4:] += batch["tally"]
         if forward.aux_loss is not None:
             totals[1] += forward.aux_loss.detach() * tokens
     if trainer.world_size > 1:

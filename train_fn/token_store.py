@@ -70,7 +70,7 @@ class TokenStore:
         batch, row = self._find(index)
         ids = batch.column("input_ids")[row].values.to_numpy()
         mask = batch.column("loss_mask")[row].values.to_numpy(zero_copy_only=False)
-        return Example(ids, mask)
+        return Example(ids, mask, index)
 
     def get_place(self, index: int, files: Sequence[str]) -> str:
         """Where example `index` came from, as `file:row`; `files` are the receipt's."""

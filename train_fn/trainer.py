@@ -1,7 +1,6 @@
 """What a worker builds before its first step."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from sftray.train_fn.planner import Budget
 from sftray.train_fn.step import Trainer, build_scaler
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import LoadedTokenizer
-from sftray.train_fn.trainer_state import load_trainer_state, save_trainer_state
+from sftray.train_fn.trainer_state import load_trainer_state
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,3 @@ def choose_aux_coef(model: nn.Module, asked: float | None) -> float:
     if own is None:
         return 0.0
     return float(own if asked is None else asked)
-
-
-def write_checkpoint(folder: Path, trainer: Trainer, tokenizer: Any, state: dict[str, Any]) -> None:
-    """Fill a checkpoint folder: Hugging Face's files, and the trainer's beside them."""
-    trainer.model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    state = {**state, "scaler": trainer.scaler.state_dict()}
-    save_trainer_state(folder, trainer.model, trainer.optimizer, state)

@@ -1,8 +1,10 @@
 """The worker function: what Ray Train runs on every worker. The only module here that imports ray.train."""
 
+import contextlib
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,31 @@ import ray.train
 import ray.train.torch
 from torch import nn
 
+from sftray.train_fn.batch import Batch
 from sftray.train_fn.before import run_before
 from sftray.train_fn.checkpoint import find_newest
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all, share_first
 from sftray.train_fn.door import Door, Report, open_alone
+from sftray.train_fn.errors import UserError
+from sftray.train_fn.failure import describe_failure, read_events, read_failures, tell_failure
 from sftray.train_fn.gauges import Gauges
 from sftray.train_fn.journal import CHECKPOINTS, Journal
+from sftray.train_fn.ledger import START
 from sftray.train_fn.loader import PlannedSampler, build_loader
 from sftray.train_fn.loop import train_steps
 from sftray.train_fn.memory import reset_peak
 from sftray.train_fn.model import count_parameters
-from sftray.train_fn.session import Session, after_step, compute_samples, record_samples
+from sftray.train_fn.rng import restore_rng
+from sftray.train_fn.saver import PATIENCE_S
+from sftray.train_fn.session import Session, after_step, build_saver, compute_samples, record_samples
+from sftray.train_fn.standing import Standing
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import load_tokenizer
 from sftray.train_fn.trainer import Place, build_run_plan, build_trainer
+from sftray.train_fn.trainer_state import load_rng
+from sftray.train_fn.watchdog import Fuses, run_watchdog
 
 
 def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
@@ -37,7 +48,8 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
         job: `config` (a resolved RunConfig as JSON values), `run_dir`, `tokens` (the token store's folder),
             `config_hash`, and `deadline` (Unix seconds at which to save and stop, or None). It may hold
             `stop_file` (a path; once it exists the run saves and stops), `evaluations` (values of progress at
-            which it is validated and saved) and `before` (a file that equal runs share, see before.py).
+            which it is validated and saved), `before` (a file that equal runs share, see before.py) and
+            `watchdog` (fields of watchdog.Fuses that differ; without it nothing is watched).
         report: takes metrics, and a checkpoint's folder if there is one; with it the run is this process alone,
             and Ray Train is not asked for anything.
 
@@ -46,12 +58,29 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
 
     Raises:
         UserError: of the kind that says what went wrong.
+        WorkerFailed: with `report` None, in place of any error: what is known of it.
     """
     config = RunConfig.model_validate(job["config"])
     door = open_alone(report) if report else open_ray()
+    journal = Journal(Path(job["run_dir"]))
+    standing = Standing(door.place.rank, door.place.world_size, journal.count_attempts() + 1)
+    telling = contextlib.nullcontext() if report else tell_failure(journal, standing)
+    with telling, run_watchdog(standing, journal, build_fuses(job, config)):
+        return run_recipe(job, config, door, journal, standing)
+
+
+def build_fuses(job: dict[str, Any], config: RunConfig) -> Fuses | None:
+    """When this worker counts as frozen. A compiled model may compile again in any step."""
+    asked = job.get("watchdog")
+    return None if asked is None else Fuses(**({"step": 300.0} if config.model.compile else {}) | asked)
+
+
+def run_recipe(
+    job: dict[str, Any], config: RunConfig, door: Door, journal: Journal, standing: Standing
+) -> dict[str, Any]:
+    """The recipe of `train_worker`, whose arguments these are, opened."""
     place = door.place
     reset_peak(place.device)
-    journal = Journal(Path(job["run_dir"]))
 
     # 1. Data and tokenizer.
     train, validation = TokenStore(Path(job["tokens"]), "train"), TokenStore(Path(job["tokens"]), "validation")
@@ -68,6 +97,9 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
 
     # 4. The plan of all steps, and this worker's share of them from the start step on.
     run = build_run_plan(config, train, place.world_size, trainer.model.config._attn_implementation)
+    attempt = open_attempt(journal, trainer, start_step)
+    standing.attempt, standing.step = attempt, start_step
+    standing.begin("starting")
     session = Session(
         config=config,
         place=place,
@@ -77,12 +109,14 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
         train=train,
         validation=validation,
         journal=journal,
-        attempt=open_attempt(journal, trainer, start_step),
+        attempt=attempt,
         config_hash=job["config_hash"],
         report=door.report,
-        prepare=door.prepare,
+        prepare=lambda loader: standing.watch_batches(door.prepare(loader)),
         mirror=Gauges(journal.folder.name).set,
+        saver=build_saver(journal, attempt, job.get("store_patience", PATIENCE_S)),
         skipped_steps=state.get("skipped_steps", 0),
+        chain=state.get("ledger", START),
         evaluations=tuple(job.get("evaluations") or ()),
     )
     sampler = PlannedSampler(run, place.rank, start_step)
@@ -93,18 +127,39 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
         run_before(session, Path(job["before"]) if job.get("before") else None)
 
     # 6. The steps.
-    step, stopped = start_step, False
-    for result in train_steps(trainer, run, config.optim, iter(batches), start_step):
-        step = result.step
-        stopped = result.outcome.stop_asked and step < run.total_steps
-        after_step(session, result, ends=stopped or step == run.total_steps)
-        if stopped:
-            break
+    if newest:
+        restore_rng(load_rng(newest, place.rank), place.device)
+    step, stopped = run_steps(session, iter(batches), start_step, standing)
 
     # 7. After the last one.
     if not stopped:
         record_samples(session, compute_samples(session, "after", step))
     return {"step": step, "stopped": stopped}
+
+
+def run_steps(session: Session, batches: Iterator[Batch], start_step: int, standing: Standing) -> tuple[int, bool]:
+    """The steps from `start_step` on: the last one, and whether the run stopped there before its end.
+
+    A save that is in flight when something else fails is let come to its end.
+    """
+    trainer, run = session.trainer, session.run
+    trainer.has_saved = session.saver.has_saved
+    step, stopped = start_step, False
+    standing.begin("step")
+    try:
+        for result in train_steps(trainer, run, session.config.optim, batches, start_step, session.chain):
+            step = result.step
+            standing.finish_step(step)
+            stopped = result.outcome.stop_asked and step < run.total_steps
+            after_step(session, result, ends=stopped or step == run.total_steps)
+            if stopped:
+                break
+            standing.begin("step")
+    finally:
+        standing.begin("between")
+        with contextlib.suppress(UserError):  # after a failure; without one nothing is in flight here
+            session.saver.wait(hurry=True)
+    return step, stopped
 
 
 def build_stop(job: dict[str, Any], rank: int) -> Callable[[], bool]:
@@ -120,13 +175,18 @@ def build_stop(job: dict[str, Any], rank: int) -> Callable[[], bool]:
 
 
 def open_attempt(journal: Journal, trainer: Trainer, start_step: int) -> int:
-    """Begin an attempt in the run's files: its number, and metrics no further than where it starts."""
-    pids = gather_all(os.getpid())
+    """Begin an attempt in the run's files: its number, why there is another one, and metrics no further than where
+    it starts.
+    """
+    pids, nodes = gather_all(os.getpid()), gather_all(socket.gethostname())
     attempt = journal.count_attempts() + 1
     if trainer.rank == 0:
         journal.rewind(start_step)
         parameters = count_parameters(trainer.model)
-        journal.add_event("running", attempt, step=start_step, pids=pids, num_parameters=parameters)
+        failures = [f for f in read_failures(read_events(journal.folder)) if f.attempt == attempt - 1]
+        why = describe_failure(failures[0]) if failures else ""
+        facts = {"step": start_step, "pids": pids, "nodes": nodes, "num_parameters": parameters}
+        journal.add_event("running", attempt, why, **facts)
     return share_first(attempt)
 
 

@@ -157,7 +157,7 @@ def test_a_page_of_a_run_without_checkpoints(tmp_path: Path) -> None:
 def test_a_run_described_as_json(tmp_path: Path) -> None:
     folder = write_finished_run(tmp_path, settings=["train.epochs=3"]).folder
     facts = describe_run(folder)
-    assert list(facts) == ["run", "config", "origin", "data", "events", "metrics", "checkpoints", "samples"]
+    assert list(facts) == ["run", "config", "origin", "data", "events", "metrics", "checkpoints", "samples", "ledger"]
     assert (facts["config"]["train.epochs"], facts["origin"]["train.epochs"]) == (3, "command line")
     assert facts["origin"]["data.validation"] == "run.yaml"
     assert facts["data"] == RECEIPT

@@ -18,6 +18,7 @@ from sftray.train_fn.loop import StepResult, train_steps
 from sftray.train_fn.loss import TargetHead
 from sftray.train_fn.optimizer import build_optimizer
 from sftray.train_fn.planner import Budget
+from sftray.train_fn.snapshot import take_snapshot, write_snapshot
 from sftray.train_fn.step import Trainer, build_scaler
 from sftray.train_fn.token_store import Split, SplitWriter, TokenStore
 
@@ -166,3 +167,8 @@ def run_steps(
     batches = iter(build_loader(store, PlannedSampler(run, trainer.rank, start), PAD_ID, on_gpu=False))
     steps = train_steps(trainer, run, optim, batches, start)
     return [next(steps) for _ in range(start, stop or run.total_steps)]
+
+
+def write_checkpoint(folder: Path, trainer: Trainer, tokenizer: Any, state: dict[str, Any]) -> None:
+    """Fill a checkpoint's folder from a trainer, as a run does it."""
+    write_snapshot(folder, take_snapshot(trainer, state, {}), trainer.model, tokenizer)

@@ -75,6 +75,7 @@ def test_a_batch_without_rows_is_one_token_of_padding() -> None:
         "position_ids": [[0]],
         "predicts": [[False]],
         "target_ids": [],
+        "tally": [0.0, 0.0],
     }
     assert batch["target_ids"].dtype == batch["input_ids"].dtype
 

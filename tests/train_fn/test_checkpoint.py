@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Layout, build_model, build_tokenizer, build_trainer, draw_examples, plan_run, run_steps, write_store
+from tiny import (
+    Layout,
+    build_model,
+    build_tokenizer,
+    build_trainer,
+    draw_examples,
+    plan_run,
+    run_steps,
+    write_checkpoint,
+    write_store,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftray.train_fn.checkpoint import (
@@ -29,8 +39,7 @@ from sftray.train_fn.checkpoint import (
 from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.errors import CheckpointError, StoreError
 from sftray.train_fn.step import Trainer
-from sftray.train_fn.trainer import write_checkpoint
-from sftray.train_fn.trainer_state import load_trainer_state, save_trainer_state
+from sftray.train_fn.trainer_state import collect_optimizer, load_trainer_state, save_trainer_state
 
 CPU = torch.device("cpu")
 
@@ -90,7 +99,7 @@ def test_the_trainer_state_comes_back_whole(trained: Trainer, tmp_path: Path) ->
 
 def test_a_state_of_no_step_at_all_comes_back(tmp_path: Path) -> None:
     trainer = build_trainer(build_model())
-    save_trainer_state(tmp_path, trainer.model, trainer.optimizer, {"step": 0})
+    save_trainer_state(tmp_path, collect_optimizer(trainer.model, trainer.optimizer), {}, {"step": 0})
     checkpoint = Checkpoint(tmp_path, describe(0))
     assert load_trainer_state(checkpoint, trainer.model, trainer.optimizer, CPU) == {"step": 0}
     assert not trainer.optimizer.state
@@ -102,9 +111,8 @@ def test_a_state_of_no_step_at_all_comes_back(tmp_path: Path) -> None:
     ids=["wider", "shallower", "deeper", "vocabulary", "family"],
 )
 def test_the_checkpoint_of_another_model_is_refused(other: dict[str, Any], trained: Trainer, tmp_path: Path) -> None:
-    checkpoint = commit_checkpoint(
-        tmp_path, describe(3), lambda folder: save_trainer_state(folder, trained.model, trained.optimizer, {})
-    )
+    tensors = collect_optimizer(trained.model, trained.optimizer)
+    checkpoint = commit_checkpoint(tmp_path, describe(3), lambda folder: save_trainer_state(folder, tensors, {}, {}))
     fresh = build_trainer(build_model(**{"tie_word_embeddings": True, **other}))
     with pytest.raises(CheckpointError, match="which this model") as caught:
         load_trainer_state(checkpoint, fresh.model, fresh.optimizer, CPU)
@@ -222,7 +230,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
-from sftray.train_fn.trainer_state import save_trainer_state
+from sftray.train_fn.trainer_state import collect_optimizer, save_trainer_state
 from sftray.train_fn.errors import StoreError
 
 model = torch.nn.Linear(100, 100)
@@ -232,8 +240,9 @@ optimizer.step()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
+    tensors = collect_optimizer(model, optimizer)
     commit_checkpoint(
-        Path(sys.argv[1]), Manifest(2, 1, "c", "d"), lambda folder: save_trainer_state(folder, model, optimizer, {})
+        Path(sys.argv[1]), Manifest(2, 1, "c", "d"), lambda folder: save_trainer_state(folder, tensors, {}, {})
     )
 except StoreError as error:
     sys.exit(str(error))

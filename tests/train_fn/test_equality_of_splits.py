@@ -25,14 +25,13 @@ from splits import (
     name_layout,
     open_store,
 )
-from tiny import PAD_ID, Layout, build_model, build_tokenizer, build_trainer, plan_run, run_steps
+from tiny import PAD_ID, Layout, build_model, build_tokenizer, build_trainer, plan_run, run_steps, write_checkpoint
 from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM
 
 from sftray.train_fn.batch import compute_labels
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint, find_newest
 from sftray.train_fn.token_store import TokenStore
-from sftray.train_fn.trainer import write_checkpoint
 from sftray.train_fn.trainer_state import load_trainer_state
 
 CPU = torch.device("cpu")

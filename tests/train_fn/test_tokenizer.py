@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import write_checkpoint
 from toy_chat import SIMPLE, build_byte_tokenizer
 from toy_data import save_byte_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,7 @@ from sftray.train_fn.config import DataConfig, ModelConfig, RunConfig
 from sftray.train_fn.errors import ConfigError
 from sftray.train_fn.model import build_model
 from sftray.train_fn.tokenizer import SHIPPED, LoadedTokenizer, hash_tokenizer, load_tokenizer
-from sftray.train_fn.trainer import Place, build_trainer, write_checkpoint
+from sftray.train_fn.trainer import Place, build_trainer
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
 SIZES = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build_model, draw_examples, write_store
+from tiny import build_model, draw_examples, write_checkpoint, write_store
 
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
 from sftray.train_fn.config import ModelConfig, RunConfig
@@ -20,7 +20,6 @@ from sftray.train_fn.trainer import (
     build_run_plan,
     build_trainer,
     choose_aux_coef,
-    write_checkpoint,
 )
 
 PLACE = Place(rank=0, world_size=1, device=torch.device("cpu"))

@@ -1,0 +1,73 @@
+"""Where an attempt begins: its number, and the newest checkpoint that is whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftray.train_fn.attempts import dump_record, open_attempt, start_attempt
+from sftray.train_fn.checkpoint import (
+    BROKEN,
+    MANIFEST,
+    Checkpoint,
+    drop_fenced,
+    open_place,
+    read_manifests,
+    verify_checkpoint,
+    verify_in_store,
+)
+from sftray.train_fn.cleanup import clear_unpublished
+from sftray.train_fn.journal import CHECKPOINTS
+from sftray.train_fn.store import Store
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """`broken`: names of checkpoints that were set aside on the way to the newest whole one, and what is wrong."""
+
+    attempt: int
+    newest: Checkpoint | None
+    broken: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def start_step(self) -> int:
+        return self.newest.step if self.newest else 0
+
+
+def begin_attempt(place: Store | Path, run: str, owner: int | None = None, least: int = 1) -> Beginning:
+    """Take the next attempt's number and the checkpoint to go on from, whose files are then on this machine.
+
+    Raises:
+        FencedError: a newer attempt has begun meanwhile.
+    """
+    store = open_place(place)
+    attempt = open_attempt(store, run, owner, least)  # first: see attempts.py
+    clear_unpublished(store, attempt)
+    newest, broken = take_newest(store)
+    start_attempt(store, attempt, newest.step if newest else 0)
+    return Beginning(attempt, newest, tuple(broken))
+
+
+def take_newest(store: Store) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
+    """Fetch the newest whole checkpoint, and set aside what is broken before it: names, and what is wrong."""
+    entries = read_manifests(store)
+    unreadable = [(name, ["its manifest is not what was written"]) for name, entry in entries if entry is None]
+    broken = [(name, "; ".join(wrong)) for name, wrong in unreadable if set_aside(store, name, wrong)]
+    for checkpoint in reversed(drop_fenced(store, [entry for _, entry in entries if entry is not None])):
+        wrong = verify_in_store(store, checkpoint, hashes=False)
+        if not wrong:
+            store.fetch(f"{CHECKPOINTS}/{checkpoint.name}", checkpoint.manifest.files)
+            wrong = verify_checkpoint(checkpoint)
+        if not wrong:
+            return checkpoint, broken
+        if set_aside(store, checkpoint.name, wrong):
+            broken.append((checkpoint.name, "; ".join(wrong)))
+    return None, broken
+
+
+def set_aside(store: Store, name: str, wrong: list[str]) -> bool:
+    """Say beside a broken checkpoint what is wrong, and take its manifest away. False where it is gone by now."""
+    folder = f"{CHECKPOINTS}/{name}"
+    if store.read(f"{folder}/{MANIFEST}") is None:
+        return False
+    store.write(f"{folder}/{BROKEN}", dump_record({"wrong": wrong}))
+    store.delete(f"{folder}/{MANIFEST}")
+    return True
