@@ -27,7 +27,7 @@ class FailureCallback(UserCallback):  # type: ignore[misc]  # Ray has no annotat
     """
 
     def __init__(self, run_dir: Path, max_failures: int) -> None:
-        self._run_dir, self._max_failures = run_dir, max_failures
+        self._run_dir, self.max_failures = run_dir, max_failures
         self._seen = ""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -36,13 +36,13 @@ class FailureCallback(UserCallback):  # type: ignore[misc]  # Ray has no annotat
         attempt = find_attempt(events, worker_exceptions)
         failures = collect_failures(events, worker_exceptions, attempt, find_last_step(self._run_dir))
         history = [failure for failure in read_failures(events) if failure.attempt < attempt]
-        decision = decide(failures, history, self._max_failures)
+        decision = decide(failures, history, self.max_failures)
         # While Ray waits for a node to be taken back, it calls again and again.
         seen, self._seen = self._seen, str(worker_exceptions)
         if decision.cause.kind not in ("user", "diverged") and seen != self._seen:
             self._write(decision.cause, events)
         if decision.action == "stop":
-            raise build_error(decision, worker_exceptions, history, self._max_failures, self._run_dir)
+            raise build_error(decision, worker_exceptions, history, self.max_failures, self._run_dir)
 
     def _write(self, cause: Failure, events: list[dict[str, Any]]) -> None:
         if not any(e["state"] == "worker_failed" and e["attempt"] == cause.attempt for e in events):

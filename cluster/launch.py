@@ -1,5 +1,6 @@
 """Running the worker function on the workers of a cluster."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from sftray.cluster.failures import find_setup_failure, find_user_error
 from sftray.cluster.resources import Placement
 from sftray.train_fn.errors import ClusterError, Problem, UserError
 from sftray.train_fn.journal import Journal
-from sftray.train_fn.worker import train_worker
 
 # A collective that takes longer than this has lost a partner.
 _COLLECTIVE_TIMEOUT_S = 120
@@ -28,8 +28,7 @@ _NOT_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) -> dict[str, Any]:
     """Run `train_worker(job)` on the workers of `placement`, and start them again when one is lost.
 
-    Ray keeps a state of its own in the run's directory, which is never read back: a new attempt takes the
-    newest whole checkpoint it finds in the store.
+    A new attempt takes the newest whole checkpoint that it finds in the store.
 
     Returns:
         What rank 0 returned.
@@ -38,33 +37,58 @@ def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) ->
         UserError: what a worker said; ClusterError when workers were lost more often than allowed, BugError when
             they failed in the same way twice.
     """
-    apply_settings()
+    from sftray.train_fn.worker import (
+        train_worker,
+    )  # not above: Ray's controller, which has no use for it, comes here
+
     run_dir = Path(job["run_dir"])
+    return run_function(train_worker, job, run_dir, placement, FailureCallback(run_dir, max_failures))
+
+
+def run_function(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    argument: dict[str, Any],
+    folder: Path,
+    placement: Placement,
+    failures: FailureCallback,
+) -> dict[str, Any]:
+    """Run `function(argument)` on the workers of `placement`, as `run_workers` does.
+
+    Args:
+        folder: where Ray keeps a state of its own, which is never read back, and below which it takes checkpoints.
+        failures: decides whether workers that failed are started again.
+    """
+    apply_settings()
     for tries_left in reversed(range(_CONTROLLER_RETRIES + 1)):
         try:
-            result = _fit(job, placement, max_failures)
+            result = _fit(function, argument, folder, placement, failures)
             break
         except TrainingFailedError as error:
             if not (tries_left and find_setup_failure(error) is not None):
                 raise _explain(error) from error
-            _note_setup_failure(run_dir, error)
+            _note_setup_failure(folder, error)
         except RayActorError as error:  # the controller itself, which Ray does not wrap
             raise ClusterError(
                 Problem(
                     "the process that directs the workers was lost",
                     why=str(error).strip().splitlines()[0][:300],
-                    fix=f"sftray resume {run_dir}",
+                    fix=f"sftray resume {folder}",
                 )
             ) from error
     returned: dict[str, Any] = result.return_value
     return returned
 
 
-def _fit(job: dict[str, Any], placement: Placement, max_failures: int) -> Result:
-    run_dir = Path(job["run_dir"])
+def _fit(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    argument: dict[str, Any],
+    folder: Path,
+    placement: Placement,
+    failures: FailureCallback,
+) -> Result:
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=job,
+        function,
+        train_loop_config=argument,
         torch_config=TorchConfig(backend="nccl" if placement.use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers,
@@ -72,18 +96,20 @@ def _fit(job: dict[str, Any], placement: Placement, max_failures: int) -> Result
             resources_per_worker=placement.to_resources(),
         ),
         run_config=RunConfig(
-            name=run_dir.name,  # Ray registers checkpoints only below storage_path/name: the run's directory
-            storage_path=str(run_dir.parent),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_CONTROLLER_RETRIES),
+            name=folder.name,  # Ray registers checkpoints only below storage_path/name: the run's directory
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(
+                max_failures=failures.max_failures, controller_failure_limit=_CONTROLLER_RETRIES
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # the run itself deletes what is spare
-            callbacks=[FailureCallback(run_dir, max_failures)],
+            callbacks=[failures],
         ),
     )
-    _remove_ray_state(run_dir)
+    _remove_ray_state(folder)
     try:
         return trainer.fit()
     finally:
-        _remove_ray_state(run_dir)
+        _remove_ray_state(folder)
 
 
 def _remove_ray_state(run_dir: Path) -> None:

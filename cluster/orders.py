@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sftray.train_fn.checkpoint import write_flushed
+from sftray.train_fn.journal import STOP
 
-_ORDER, _STOP = ".order.json", ".stop"
+_ORDER = ".order.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def give_order(run_dir: Path, order: Order) -> None:
     draft = run_dir / f"{_ORDER}.draft"
     write_flushed(draft, json.dumps(asdict(order), ensure_ascii=False))
     draft.replace(run_dir / _ORDER)
-    (run_dir / _STOP).touch()
+    (run_dir / STOP).touch()
 
 
 def take_order(run_dir: Path) -> Order | None:
@@ -64,9 +65,9 @@ def has_order(run_dir: Path) -> bool:
 
 def clear_orders(run_dir: Path) -> None:
     """Forget orders, among them those that an attempt which was lost has not seen."""
-    for name in (_ORDER, _STOP):
+    for name in (_ORDER, STOP):
         (run_dir / name).unlink(missing_ok=True)
 
 
 def stop_file(run_dir: Path) -> Path:
-    return run_dir / _STOP
+    return run_dir / STOP

@@ -1,16 +1,13 @@
 """One trial of a sweep: what Ray Tune runs in a trial's actor.
 
 A trial of one worker trains in the actor itself, so that the next trial finds Python, torch and the model's code
-loaded. One of several workers starts them with Ray Train, and only directs them. Either way the worker function is
-that of `sftray train`, and the run's directory is the truth: Ray Tune is told of each validation, and no more.
+loaded. One of several workers only directs them, and keeps them for the next trial as well. Either way the worker
+function is that of `sftray train`, and the run's directory is the truth: Ray Tune is told of each validation, and
+no more.
 """
 
-import contextlib
-import gc
 import json
-import shutil
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +15,19 @@ from typing import Any
 
 from ray import tune
 
-from sftray.cluster.launch import run_workers
+from sftray.cluster.crew import run_on_crew
 from sftray.cluster.orders import Order, Ordered, clear_orders, has_order, stop_file, take_order
 from sftray.cluster.resources import Placement
-from sftray.train_fn.checkpoint import Checkpoint, list_checkpoints, verify_checkpoint
+from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.errors import UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, EVENTS, METRICS, Journal
+from sftray.train_fn.memory import free_memory
+from sftray.train_fn.resume import adopt_checkpoint
 from sftray.train_fn.tail import Tail
 from sftray.train_fn.worker import train_worker
 
 Metrics = dict[str, float]
 
-_POLL_S = 0.1  # how often a trial looks for validations of its workers
 OUR_BUG = 70  # the exit code of what nobody foresaw
 
 
@@ -96,42 +94,19 @@ def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) ->
     try:
         return train_worker(job, report)
     finally:
-        _free_memory()
-
-
-def _free_memory() -> None:
-    """The next trial runs in this process: what this one held must be gone."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        free_memory()
 
 
 def _train_on_workers(job: dict[str, Any], placement: Placement, max_failures: int) -> dict[str, Any]:
-    """Train on workers of their own, and hand their validations on while they do."""
+    """Train on workers of this process, and hand their validations on while they do."""
     run_dir = Path(job["run_dir"])
-    ended: list[dict[str, Any] | BaseException] = []
-
-    def direct() -> None:
-        try:
-            ended.append(run_workers({**job, "stop_file": str(stop_file(run_dir))}, placement, max_failures))
-        except BaseException as error:  # handed to the thread that waits
-            ended.append(error)
-
     validations = _Validations(run_dir)
-    thread = threading.Thread(target=direct, name="trial-workers", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
+
+    def tell() -> None:
         for metrics in validations.read():
             report_to_tune(run_dir, metrics)
-    for metrics in validations.read():
-        report_to_tune(run_dir, metrics)
-    (outcome,) = ended
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+
+    return run_on_crew({**job, "stop_file": str(stop_file(run_dir))}, placement, max_failures, tell)
 
 
 class _Validations:
@@ -169,19 +144,12 @@ def adopt(job: dict[str, Any], order: Order) -> dict[str, Any]:
     assert order.donor is not None and order.config_text is not None  # of every exploit
     run_dir = Path(job["run_dir"])
     journal, root = Journal(run_dir), run_dir / CHECKPOINTS
-    source = next((c for c in list_checkpoints(Path(order.donor) / CHECKPOINTS) if c.step == order.step), None)
-    draft = root / ".draft-adopted"
-    shutil.rmtree(draft, ignore_errors=True)
-    if source is not None:
-        with contextlib.suppress(OSError, shutil.Error):  # it may vanish meanwhile: then it is not whole
-            shutil.copytree(source.folder, draft)
-    if source is None or verify_checkpoint(Checkpoint(draft, source.manifest)):
+    donated = [c for c in list_checkpoints(Path(order.donor) / CHECKPOINTS) if c.step == order.step]
+    least = journal.count_attempts() + 1
+    if not donated or adopt_checkpoint(donated[-1], root, run_dir.name, least) is None:
         why = f"{order.donor} has no whole checkpoint of step {order.step} any more"
         journal.add_event("exploit_skipped", journal.count_attempts(), why)
         return job
-    for own in list_checkpoints(root):
-        shutil.rmtree(own.folder)
-    draft.rename(root / source.folder.name)
     (run_dir / CONFIG).write_text(order.config_text, encoding="utf-8")
     journal.add_event("exploited", journal.count_attempts(), order.why, **order.facts)
     return {**job, "config": order.config, "config_hash": order.config_hash}

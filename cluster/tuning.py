@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.tune.trainable import wrap_function
 
+from sftray.cluster.crew import CREWS, dismiss
 from sftray.cluster.resources import Node, Placement
 from sftray.cluster.trial import run_trial
 from sftray.train_fn.config import ScalingConfig
@@ -50,11 +52,12 @@ def run_trials(
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     shutil.rmtree(cache, ignore_errors=True)
-    trainable = functools.partial(run_trial, placement=placement, max_failures=max_failures)
+    crews = cache.parent / CREWS
+    shutil.rmtree(crews, ignore_errors=True)
     names: dict[str, str] = {}
     try:
         tune.Tuner(
-            tune.with_resources(trainable, _get_resources(placement)),
+            tune.with_resources(_build_trainable(placement, max_failures), _get_resources(placement)),
             tune_config=tune.TuneConfig(
                 metric="val/loss",
                 mode="min",
@@ -74,6 +77,24 @@ def run_trials(
         ).fit()
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(crews, ignore_errors=True)
+
+
+def _build_trainable(placement: Placement, max_failures: int) -> type:
+    """What Tune runs in an actor: trial after trial, and a farewell to the workers that the actor keeps.
+
+    Ray would end them with the actor, but keep what they have reserved as long as the driver lives.
+    """
+    function: Any = wrap_function(functools.partial(run_trial, placement=placement, max_failures=max_failures))
+
+    class Trials(function):  # type: ignore[misc]  # Ray has no annotations here
+        def cleanup(self) -> None:
+            try:
+                super().cleanup()
+            finally:
+                dismiss()
+
+    return Trials
 
 
 def _name_trial(trial: Any) -> str:

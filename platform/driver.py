@@ -27,13 +27,14 @@ from sftray.platform.run_directory import (
     open_store,
     take_run_directory,
 )
+from sftray.platform.stopping import are_workers_at_work, run_stoppable
 from sftray.platform.summary import RunSummary, summarize
 from sftray.platform.tracking import build_wandb_mirror
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
-from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, Journal
+from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
 from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
 from sftray.train_fn.token_store import TokenStore
@@ -180,12 +181,21 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     kind = "GPU" if placement.use_gpu else "CPU"
     journal.add_event("starting", journal.count_attempts(), f"{placement.num_workers} worker(s) on {kind}")
     with _record_failure(journal), Follower(attempt.run_dir, _build_mirrors(attempt)) as follower:
+        stop_file = attempt.run_dir / STOP
         job = build_job(attempt.config, attempt.run_dir, attempt.prepared.folder, _find_deadline(attempt.config))
-        outcome = run_workers(job, placement, attempt.config.scaling.max_failures)
+        job["stop_file"] = str(stop_file)
+        outcome, request = run_stoppable(
+            lambda: run_workers(job, placement, attempt.config.scaling.max_failures),
+            stop_file,
+            lambda: are_workers_at_work(journal),
+            functools.partial(attempt.console.print, highlight=False, markup=False, soft_wrap=True),
+        )
         follower.state = "stopped" if outcome["stopped"] else "finished"
-    journal.add_event(follower.state, journal.count_attempts(), step=outcome["step"])
+    why = request.reason or outcome.get("why") or "limits.max_minutes is reached"
+    said = why if outcome["stopped"] else ""
+    journal.add_event(follower.state, journal.count_attempts(), said, step=outcome["step"])
     if outcome["stopped"]:
-        raise StoppedError(_describe_stop(attempt.run_dir, outcome["step"], "limits.max_minutes is reached"))
+        raise StoppedError(_describe_stop(attempt.run_dir, outcome["step"], why))
     return summarize(attempt.run_dir)
 
 

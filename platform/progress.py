@@ -132,6 +132,8 @@ def describe_event(row: Row) -> str | None:
             return f"attempt {row['attempt']} {f'resumed at step {step}' if step else 'started'}"
         case "checkpoint":
             return f"checkpoint saved at step {step}"
+        case "checkpoint_broken":
+            return f"{row.get('checkpoint')} is broken and set aside: {why}"
         case "skipped_step":
             return f"step {step} skipped: {why}"
         case "mirror_off" | "worker_failed" | "frozen":  # the next attempt says it, or the error that ends the run

@@ -25,3 +25,12 @@ def ray_address() -> Iterator[str]:
         os.environ["RAY_ADDRESS"] = address
         yield address
         os.environ.pop("RAY_ADDRESS")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The one S3 server of the tests; s3_server.make_place makes a bucket in it."""
+    from s3_server import serve_s3
+
+    with serve_s3() as endpoint:
+        yield endpoint

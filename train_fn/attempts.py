@@ -78,7 +78,9 @@ def name_record(kind: str, number: int) -> str:
 
 def list_numbers(store: Store, kind: str) -> list[int]:
     """Numbers of the records of a kind, "attempt-" or "owner-", in order."""
-    stems = (name.removesuffix(".json").removeprefix(kind) for name in store.list_files(LEASES) if name.startswith(kind))
+    stems = (
+        name.removesuffix(".json").removeprefix(kind) for name in store.list_files(LEASES) if name.startswith(kind)
+    )
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
 

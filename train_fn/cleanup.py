@@ -23,9 +23,7 @@ from sftray.train_fn.store import Store
 from sftray.train_fn.store_objects import CLAIMS
 
 
-def prune_checkpoints(
-    place: Store | Path, attempt: int, keep: int, trusted: set[str] | None = None
-) -> list[str]:
+def prune_checkpoints(place: Store | Path, attempt: int, keep: int, trusted: set[str] | None = None) -> list[str]:
     """Delete all but the `keep` newest, the newest that is whole, and the best that is whole.
 
     Nothing happens where this attempt is not the newest, or where no checkpoint is whole.
@@ -85,5 +83,5 @@ def _find_writer(store: Store, name: str) -> int | None:
     claim = read_record(store, f"{CLAIMS}/{name}.json")
     if claim is not None:
         return int(claim["attempt"])
-    # In a folder a checkpoint appears whole, so one without a manifest is half deleted; in a bucket it is foreign.
-    return 0 if name.startswith("step-") and store.locate("") == Path(store.place) else None
+    # Where a checkpoint appears whole, one without a manifest is half deleted; elsewhere it is foreign.
+    return 0 if name.startswith("step-") and store.is_atomic else None

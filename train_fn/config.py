@@ -168,6 +168,10 @@ class ScalingConfig(Section):
     def min_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_workers < self.max_workers
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_workers > self.max_workers:

@@ -17,12 +17,14 @@ Report = Callable[[dict[str, float], Path | None], None]
 @dataclass(frozen=True)
 class Door:
     """`wrap` distributes a model, `prepare` makes a loader deliver to the device, `report` registers metrics and,
-    if there is one, a checkpoint's folder: by all ranks together."""
+    if there is one, a checkpoint's folder, and `is_preempted` says whether a worker's node is going to be taken away:
+    both by all ranks together."""
 
     place: Place
     wrap: Callable[[nn.Module], nn.Module]
     prepare: Callable[[Any], Iterable[Batch]]
     report: Report
+    is_preempted: Callable[[], bool] = lambda: False
 
 
 def open_alone(report: Report) -> Door:

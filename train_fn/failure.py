@@ -168,6 +168,14 @@ def read_failures(events: Iterable[Mapping[str, Any]]) -> list[Failure]:
     return list(found.values())
 
 
+def find_last_failure(events: Iterable[Mapping[str, Any]]) -> Failure | None:
+    """Why the attempt is needed that is about to run: the failure since the last one ran."""
+    since: list[Mapping[str, Any]] = []
+    for event in events:
+        since = [] if event["state"] == "running" else [*since, event]
+    return next(iter(read_failures(since)[-1:]), None)
+
+
 def as_failure(event: Mapping[str, Any]) -> Failure:
     names = ("kind", "rank", "attempt", "step", "node", "error", "why", "file")
     return Failure(**{name: event[name] for name in names if name in event})

@@ -22,6 +22,7 @@ EVENTS, METRICS, SAMPLES, DATA, CONFIG = (
     "config.yaml",
 )
 CHECKPOINTS = "checkpoints"
+STOP = ".stop"  # once it is there the run saves and stops
 
 
 class Journal:

@@ -29,6 +29,13 @@ def reset_peak(device: torch.device) -> None:
         _CLEAR.write_text("5")
 
 
+def free_memory() -> None:
+    """What a run has held goes back, before another one begins in this process."""
+    gc.collect()  # models and their hooks refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def measure_peak(device: torch.device) -> int:
     """Bytes held at most since the last reset: by the GPU's allocator there, by this process elsewhere."""
     if device.type == "cuda":

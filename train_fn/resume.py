@@ -1,6 +1,9 @@
 """Where an attempt begins: its number, and the newest checkpoint that is whole."""
 
-from dataclasses import dataclass
+import contextlib
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftray.train_fn.attempts import dump_record, open_attempt, start_attempt
@@ -8,6 +11,7 @@ from sftray.train_fn.checkpoint import (
     BROKEN,
     MANIFEST,
     Checkpoint,
+    commit_checkpoint,
     drop_fenced,
     open_place,
     read_manifests,
@@ -71,3 +75,34 @@ def set_aside(store: Store, name: str, wrong: list[str]) -> bool:
     store.write(f"{folder}/{BROKEN}", dump_record({"wrong": wrong}))
     store.delete(f"{folder}/{MANIFEST}")
     return True
+
+
+def adopt_checkpoint(source: Checkpoint, root: Path, run: str, least: int) -> Checkpoint | None:
+    """Go on from a checkpoint of another run, as an attempt of its own; those that stood here are deleted.
+
+    Args:
+        root: the folder `checkpoints` of the run that adopts.
+
+    Returns:
+        None where the source is not whole; then nothing has changed.
+    """
+    with tempfile.TemporaryDirectory(prefix=".adopting-", dir=root.parent, ignore_cleanup_errors=True) as scratch:
+        copy = Checkpoint(Path(scratch, source.name), source.manifest)
+        with contextlib.suppress(OSError, shutil.Error):  # it may vanish meanwhile: then it is not whole
+            shutil.copytree(source.folder, copy.folder)
+        if verify_checkpoint(copy):
+            return None
+        store = open_place(root)
+        attempt = open_attempt(store, run, least=least)
+        start_attempt(store, attempt, source.step)
+        (copy.folder / MANIFEST).unlink(missing_ok=True)
+
+        def move(folder: Path) -> None:
+            for path in copy.folder.iterdir():
+                path.rename(folder / path.name)
+
+        adopted = commit_checkpoint(store, replace(source.manifest, attempt=attempt), move)
+    for name in (name for name, _ in read_manifests(store) if name != adopted.name):
+        store.delete(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+        store.remove(f"{CHECKPOINTS}/{name}")
+    return adopted

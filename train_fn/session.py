@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from sftray.train_fn.batch import Batch
-from sftray.train_fn.checkpoint import Checkpoint, Manifest, commit_checkpoint, prune_checkpoints
+from sftray.train_fn.checkpoint import Checkpoint, Manifest, commit_checkpoint
+from sftray.train_fn.cleanup import prune_checkpoints
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all
 from sftray.train_fn.errors import StoreError
@@ -63,6 +64,7 @@ class Session:
     evaluations: tuple[float, ...] = ()
     prompts: tuple[list[Prompt], int] | None = field(default=None, repr=False)
     buffers: Buffers = field(default_factory=dict, repr=False)  # of the last snapshot
+    trusted: set[str] = field(default_factory=set)  # checkpoints whose hashes are known to be right
     saving: dict[str, float] = field(default_factory=dict)  # the metrics of the step that is being saved
 
     @property
@@ -107,8 +109,8 @@ def _measure_device(session: Session, metrics: Mapping[str, float]) -> dict[str,
     return measured if mfu is None or not speed else {**measured, "perf/mfu": mfu}
 
 
-def after_step(session: Session, result: StepResult, ends: bool) -> None:
-    """Log, evaluate and save what is due after a step. `ends`: nothing follows it in this attempt.
+def after_step(session: Session, result: StepResult, ends: bool, save: bool = False) -> None:
+    """Log, evaluate and save what is due after a step. `ends`: nothing follows it in this attempt. `save`: at once.
 
     A step that reaches a milestone of `session.evaluations` does all three, and its metrics name it.
     """
@@ -126,9 +128,9 @@ def after_step(session: Session, result: StepResult, ends: bool) -> None:
         metrics["milestone"] = milestone
     if all_due or validation or _is_due(step, train.log_every):
         record(session, metrics)
-    if all_due or _is_due(step, train.save_every):
+    if all_due or save or _is_due(step, train.save_every):
         start_save(session, metrics, hurry=ends)
-        if all_due:
+        if all_due or save:
             finish_save(session, hurry=ends)
     elif validation:
         session.report(metrics, None)
@@ -211,7 +213,8 @@ def _commit(session: Session, snapshot: Snapshot, val_loss: float | None, stall:
     checkpoint = commit_checkpoint(
         session.checkpoints, manifest, lambda folder: write_snapshot(folder, snapshot, model, tokenizer)
     )
-    prune_checkpoints(session.checkpoints, session.config.store.keep_checkpoints)
+    session.trusted.add(checkpoint.name)
+    prune_checkpoints(session.checkpoints, session.attempt, session.config.store.keep_checkpoints, session.trusted)
     session.journal.add_event(
         "checkpoint",
         session.attempt,

@@ -42,6 +42,7 @@ class Trainer:
     aux_loss_coef: float = 0.0  # 0: the model has no auxiliary loss, or it is turned off
     wants_stop: Callable[[], bool] = lambda: False  # this rank asks all to stop after the step
     has_saved: Callable[[], bool] = lambda: False  # this rank tells all that a checkpoint was committed meanwhile
+    wants_look: Callable[[], bool] = lambda: False  # this rank asks all to look for a notice of preemption
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self.precision)
@@ -53,7 +54,8 @@ class StepOutcome:
     """`loss`: per target token of the global batch, as optimised. `applied`: the optimizer took the step.
 
     `tally`: what all ranks sent through the model. `stop_asked`: some rank wants to stop after this step.
-    `saved`: a checkpoint was committed since the last step. All ranks read the same answers.
+    `saved`: a checkpoint was committed since the last step. `look_asked`: all are to look for a notice of preemption.
+    All ranks read the same answers.
 
     `overflowed`: fp16 gradients were too large for the present scale, which is routine and no divergence.
     """
@@ -67,6 +69,7 @@ class StepOutcome:
     tally: Tally
     stop_asked: bool = False
     saved: bool = False
+    look_asked: bool = False
 
 
 def build_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
@@ -90,7 +93,7 @@ def run_step(
         group["lr"] = learning_rate
     seed_step(trainer.seed, step, trainer.rank)
     totals, waited = _accumulate(trainer, batches, plan)
-    loss_sum, aux_sum, stops, saved, count, digest = totals.tolist()
+    loss_sum, aux_sum, stops, saved, looks, count, digest = totals.tolist()
     loss = loss_sum / max(plan.num_target_tokens, 1)
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
@@ -110,6 +113,7 @@ def run_step(
         tally=Tally(int(count), int(digest)),
         stop_asked=stops > 0,
         saved=saved > 0,
+        look_asked=looks > 0,
     )
 
 
@@ -119,13 +123,12 @@ def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
 
 
 def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, float]:
-    """Gradients of the whole step into `.grad`. Returns fp64 [6], summed over ranks, and seconds waited for data.
+    """Gradients of the whole step into `.grad`. Returns fp64 [7], summed over ranks, and seconds waited for data.
 
-    The sums: loss, aux × tokens, ranks that want to stop, ranks that have saved, examples, and their digests.
+    The sums: loss, aux × tokens, ranks that want to stop, that have saved, that want to look, examples, digests.
     A model's auxiliary loss is a mean over the tokens of a forward, padding included, so they weigh it.
     """
-    flags = [float(trainer.wants_stop()), float(trainer.has_saved())]
-    totals = torch.tensor([0.0, 0.0, *flags, 0.0, 0.0], dtype=torch.float64, device=trainer.device)
+    totals = torch.zeros(7, dtype=torch.float64, device=trainer.device)
     waited = 0.0
     forwards = plan.micro_batches[trainer.rank]
     for index, rows in enumerate(forwards):
@@ -138,9 +141,11 @@ def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> t
             tokens = batch["input_ids"].numel() if rows else 0
             torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)))
         totals[0] += forward.loss_sum.detach()
-        totals[4:] += batch["tally"]
+        totals[5:] += batch["tally"]
         if forward.aux_loss is not None:
             totals[1] += forward.aux_loss.detach() * tokens
+    # As late as can be, so that it is acted upon in this step.
+    totals[2], totals[3], totals[4] = trainer.wants_stop(), trainer.has_saved(), trainer.wants_look()
     if trainer.world_size > 1:
         dist.all_reduce(totals)
     return totals.cpu(), waited

@@ -21,6 +21,10 @@ class Store(Protocol):
     def place(self) -> str:
         """The directory, as a person would write it."""
 
+    @property
+    def is_atomic(self) -> bool:
+        """Whether a published folder appears with all its files at once."""
+
     def list_files(self, folder: str = "") -> dict[str, int]:
         """All files below `folder` at any depth: paths relative to it, and bytes. {} where there is none."""
 
@@ -49,7 +53,7 @@ class Store(Protocol):
         """Remove a folder with all that is in it; none is fine."""
 
     def stage(self, draft: str) -> Path:
-        """An empty local folder to be filled and then published. `draft`: where it stands meanwhile, if in the store."""
+        """An empty local folder to be filled and then published; in a store of folders it stands at `draft`."""
 
     def publish(self, staged: Path, folder: str, last: str, claim: bytes, check: Callable[[], None]) -> bool:
         """Make a staged folder, whose files are flushed, stand at `folder`. Nothing that stands there is touched.

@@ -44,6 +44,8 @@ class Bucket(Protocol):
 
 
 class ObjectStore:
+    is_atomic = False
+
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self._held: set[str] = set()  # folders that this writer has claimed and may still fill

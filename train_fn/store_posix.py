@@ -17,6 +17,8 @@ _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
 
 
 class FolderStore:
+    is_atomic = True
+
     def __init__(self, root: Path) -> None:
         self.root = root
 

@@ -26,7 +26,9 @@ _PASSING = re.compile(
     r"HTTP status (?:408|429|5\d\d)|curlCode|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION|INTERNAL_FAILURE"
     r"|SERVICE_UNAVAILABLE|REQUEST_TIME_TOO_SKEWED|[Tt]imed? ?out|Connection (?:reset|refused)"
 )
-_RIGHTS = re.compile(r"Expired|Access ?Denied|EXPIRED|ACCESS_DENIED|InvalidAccessKey|INVALID_ACCESS_KEY|Signature|[Cc]redentials")
+_RIGHTS = re.compile(
+    r"Expired|Access ?Denied|EXPIRED|ACCESS_DENIED|InvalidAccessKey|INVALID_ACCESS_KEY|Signature|[Cc]redentials"
+)
 
 
 class HttpBucket:
@@ -52,7 +54,7 @@ class HttpBucket:
         self._is_transient, self._patience = is_transient, patience
 
     def list(self, prefix: str) -> dict[str, int]:
-        folder, _, start = prefix.rpartition("/")
+        folder = prefix.rpartition("/")[0]
         base = f"{self._root}/{folder}" if folder else self._root
         selector = fs.FileSelector(base, allow_not_found=True, recursive=True)
         found = self._try("listed", prefix, lambda: self._fs.get_file_info(selector))
@@ -209,7 +211,7 @@ def build_s3(place: str, root: str, options: Mapping[str, str], patience: Patien
 
 
 def _read_status(error: Exception) -> int:
-    response: Any = getattr(error, "response", {})
+    response: Any = getattr(error, "response", None) or {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 

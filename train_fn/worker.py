@@ -14,12 +14,11 @@ from torch import nn
 
 from sftray.train_fn.batch import Batch
 from sftray.train_fn.before import run_before
-from sftray.train_fn.checkpoint import find_newest
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all, share_first
 from sftray.train_fn.door import Door, Report, open_alone
 from sftray.train_fn.errors import UserError
-from sftray.train_fn.failure import describe_failure, read_events, read_failures, tell_failure
+from sftray.train_fn.failure import describe_failure, find_last_failure, read_events, tell_failure
 from sftray.train_fn.gauges import Gauges
 from sftray.train_fn.journal import CHECKPOINTS, Journal
 from sftray.train_fn.ledger import START
@@ -27,6 +26,7 @@ from sftray.train_fn.loader import PlannedSampler, build_loader
 from sftray.train_fn.loop import train_steps
 from sftray.train_fn.memory import reset_peak
 from sftray.train_fn.model import count_parameters
+from sftray.train_fn.resume import Beginning, begin_attempt
 from sftray.train_fn.rng import restore_rng
 from sftray.train_fn.saver import PATIENCE_S
 from sftray.train_fn.session import Session, after_step, build_saver, compute_samples, record_samples
@@ -38,6 +38,9 @@ from sftray.train_fn.trainer import Place, build_run_plan, build_trainer
 from sftray.train_fn.trainer_state import load_rng
 from sftray.train_fn.watchdog import Fuses, run_watchdog
 
+_LOOK_EVERY_S = 5.0
+_PREEMPTED = "a node is going to be taken away"
+
 
 def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
     """Train one run, from its beginning or from its newest checkpoint, to its end.
@@ -48,8 +51,9 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
         job: `config` (a resolved RunConfig as JSON values), `run_dir`, `tokens` (the token store's folder),
             `config_hash`, and `deadline` (Unix seconds at which to save and stop, or None). It may hold
             `stop_file` (a path; once it exists the run saves and stops), `evaluations` (values of progress at
-            which it is validated and saved), `before` (a file that equal runs share, see before.py) and
-            `watchdog` (fields of watchdog.Fuses that differ; without it nothing is watched).
+            which it is validated and saved), `before` (a file that equal runs share, see before.py),
+            `watchdog` (fields of watchdog.Fuses that differ; without it nothing is watched) and `register`
+            (whether Ray Train hears of checkpoints, which then are below its storage path; True without it).
         report: takes metrics, and a checkpoint's folder if there is one; with it the run is this process alone,
             and Ray Train is not asked for anything.
 
@@ -61,7 +65,7 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
         WorkerFailed: with `report` None, in place of any error: what is known of it.
     """
     config = RunConfig.model_validate(job["config"])
-    door = open_alone(report) if report else open_ray()
+    door = open_alone(report) if report else open_ray(job.get("register", True))
     journal = Journal(Path(job["run_dir"]))
     standing = Standing(door.place.rank, door.place.world_size, journal.count_attempts() + 1)
     telling = contextlib.nullcontext() if report else tell_failure(journal, standing)
@@ -87,9 +91,9 @@ def run_recipe(
     loaded = load_tokenizer(config.model)
 
     # 2. Model, optimizer and scaler: from the newest checkpoint that is whole, if there is one.
-    newest = share_first(find_newest(journal.folder / CHECKPOINTS) if place.rank == 0 else None)
+    beginning = begin_run(job, journal, place.rank)
+    newest, start_step, standing.attempt = beginning.newest, beginning.start_step, beginning.attempt
     trainer, state = build_trainer(config, loaded, place, newest)
-    start_step = newest.step if newest else 0
 
     # 3. Distribution.
     trainer.wrapped = door.wrap(trainer.model)
@@ -97,8 +101,9 @@ def run_recipe(
 
     # 4. The plan of all steps, and this worker's share of them from the start step on.
     run = build_run_plan(config, train, place.world_size, trainer.model.config._attn_implementation)
-    attempt = open_attempt(journal, trainer, start_step)
-    standing.attempt, standing.step = attempt, start_step
+    attempt = beginning.attempt
+    record_attempt(journal, trainer, beginning)
+    standing.step = start_step
     standing.begin("starting")
     session = Session(
         config=config,
@@ -129,37 +134,62 @@ def run_recipe(
     # 6. The steps.
     if newest:
         restore_rng(load_rng(newest, place.rank), place.device)
-    step, stopped = run_steps(session, iter(batches), start_step, standing)
+    step, why = run_steps(session, iter(batches), start_step, standing, door.is_preempted)
 
     # 7. After the last one.
-    if not stopped:
+    if why is None:
         record_samples(session, compute_samples(session, "after", step))
-    return {"step": step, "stopped": stopped}
+    return {"step": step, "stopped": why is not None, "why": why or ""}
 
 
-def run_steps(session: Session, batches: Iterator[Batch], start_step: int, standing: Standing) -> tuple[int, bool]:
-    """The steps from `start_step` on: the last one, and whether the run stopped there before its end.
+def run_steps(
+    session: Session,
+    batches: Iterator[Batch],
+    start_step: int,
+    standing: Standing,
+    is_preempted: Callable[[], bool],
+) -> tuple[int, str | None]:
+    """The steps from `start_step` on: the last one, and why it stopped there before its end ("": it was asked to).
 
     A save that is in flight when something else fails is let come to its end.
     """
     trainer, run = session.trainer, session.run
     trainer.has_saved = session.saver.has_saved
-    step, stopped = start_step, False
+    trainer.wants_look = build_look(session.is_first)
+    is_elastic = session.config.scaling.is_elastic
+    step, why, noticed = start_step, None, False
     standing.begin("step")
     try:
         for result in train_steps(trainer, run, session.config.optim, batches, start_step, session.chain):
             step = result.step
             standing.finish_step(step)
-            stopped = result.outcome.stop_asked and step < run.total_steps
-            after_step(session, result, ends=stopped or step == run.total_steps)
-            if stopped:
+            notice = result.outcome.look_asked and not noticed and is_preempted()
+            noticed = noticed or notice
+            if step < run.total_steps and (result.outcome.stop_asked or (notice and not is_elastic)):
+                why = _PREEMPTED if notice else ""
+            after_step(session, result, ends=why is not None or step == run.total_steps, save=notice)
+            if why is not None:
                 break
             standing.begin("step")
     finally:
         standing.begin("between")
         with contextlib.suppress(UserError):  # after a failure; without one nothing is in flight here
             session.saver.wait(hurry=True)
-    return step, stopped
+    return step, why
+
+
+def build_look(is_first: bool) -> Callable[[], bool]:
+    """Whether it is time to look for a notice of preemption, by the clock of rank 0: looking is a barrier."""
+    last = time.monotonic()
+
+    def wants_look() -> bool:
+        nonlocal last
+        if not is_first or time.monotonic() - last < _LOOK_EVERY_S:
+            return False
+        last = time.monotonic()
+        return True
+
+    return wants_look
 
 
 def build_stop(job: dict[str, Any], rank: int) -> Callable[[], bool]:
@@ -174,27 +204,39 @@ def build_stop(job: dict[str, Any], rank: int) -> Callable[[], bool]:
     return wants_stop
 
 
-def open_attempt(journal: Journal, trainer: Trainer, start_step: int) -> int:
-    """Begin an attempt in the run's files: its number, why there is another one, and metrics no further than where
-    it starts.
+def begin_run(job: dict[str, Any], journal: Journal, rank: int) -> Beginning:
+    """The number of this attempt and where it begins, as rank 0 found it, on every rank."""
+    beginning = None
+    if rank == 0:
+        least = journal.count_attempts() + 1
+        beginning = begin_attempt(journal.folder / CHECKPOINTS, journal.folder.name, job.get("owner"), least)
+    found = share_first(beginning)
+    assert found is not None  # rank 0 has it
+    return found
+
+
+def record_attempt(journal: Journal, trainer: Trainer, beginning: Beginning) -> None:
+    """Begin an attempt in the run's files: why there is another one, checkpoints that were found broken, and metrics
+    no further than where it starts.
     """
     pids, nodes = gather_all(os.getpid()), gather_all(socket.gethostname())
-    attempt = journal.count_attempts() + 1
+    attempt, start_step = beginning.attempt, beginning.start_step
     if trainer.rank == 0:
         journal.rewind(start_step)
+        for name, wrong in beginning.broken:
+            journal.add_event("checkpoint_broken", attempt, wrong, checkpoint=name)
         parameters = count_parameters(trainer.model)
-        failures = [f for f in read_failures(read_events(journal.folder)) if f.attempt == attempt - 1]
-        why = describe_failure(failures[0]) if failures else ""
+        failure = find_last_failure(read_events(journal.folder))
+        why = describe_failure(failure) if failure else ""
         facts = {"step": start_step, "pids": pids, "nodes": nodes, "num_parameters": parameters}
         journal.add_event("running", attempt, why, **facts)
-    return share_first(attempt)
 
 
-def open_ray() -> Door:
-    """The door of a worker of Ray Train."""
+def open_ray(registers: bool = True) -> Door:
+    """The door of a worker of Ray Train. `registers`: Ray hears of checkpoints, and not of metrics alone."""
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    return Door(place, _wrap, _prepare, _report)
+    return Door(place, _wrap, _prepare, _report if registers else _report_metrics, _is_preempted)
 
 
 def _wrap(model: nn.Module) -> nn.Module:
@@ -217,3 +259,11 @@ def _report(metrics: dict[str, float], folder: Path | None) -> None:
         checkpoint=ray.train.Checkpoint(str(folder)) if folder else None,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
+
+
+def _report_metrics(metrics: dict[str, float], folder: Path | None) -> None:
+    _report(metrics, None)
+
+
+def _is_preempted() -> bool:
+    return ray.train.get_preemption_info() is not None

@@ -81,6 +81,16 @@ def test_first_row_of_an_attempt_takes_its_own_pace() -> None:
     [
         ({"state": "running", "attempt": 1, "step": 0, "why": ""}, "attempt 1 started"),
         ({"state": "running", "attempt": 2, "step": 120, "why": ""}, "attempt 2 resumed at step 120"),
+        (
+            {"state": "running", "attempt": 2, "step": 40, "why": "rank 1 was lost (its node died; node a, after …)"},
+            "attempt 2 goes on from step 40: rank 1 was lost (its node died; node a, after …)",
+        ),
+        (
+            {"state": "running", "attempt": 2, "step": 0, "why": "rank 1 was lost (…)"},
+            "attempt 2 begins again: rank 1 was lost (…)",
+        ),
+        ({"state": "worker_failed", "attempt": 1, "step": 42, "rank": 1, "why": "its node died"}, None),
+        ({"state": "frozen", "attempt": 1, "step": 42, "rank": 1, "why": "step 43 has taken 31 s"}, None),
         ({"state": "checkpoint", "step": 120, "why": ""}, "checkpoint saved at step 120"),
         (
             {"state": "skipped_step", "step": 33, "why": "loss nan, gradient norm inf"},

@@ -2,14 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import read_output, start_command, wait_for
 from tiny_runs import build_config, read_events
 from tiny_sweeps import read_results, read_states
 
@@ -22,33 +19,6 @@ pytestmark = pytest.mark.ray
 SPACE = "train.gradient_accumulation_steps: {grid: [1, 2, 4]}\noptim.learning_rate: {value: 1.0e-2}\n"
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """The command in a session of its own, without the tests' cluster: it starts one of two CPUs."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    two = set(sorted(os.sched_getaffinity(0))[:2])
-    return subprocess.Popen(
-        [sys.executable, "-m", "sftray.platform.cli", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=(folder / "out").open("ab"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, two),
-    )
-
-
-def wait_for(look: Callable[[], Any], process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    never = threading.Event()
-    for _ in range(2400):
-        if look():
-            return
-        if process.poll() is not None:
-            break
-        never.wait(0.05)
-    raise AssertionError((folder / "out").read_text()[-3000:])
-
-
 def prepare(folder: Path) -> list[str]:
     folder.mkdir()
     changes: dict[str, Any] = {"train": {"epochs": 3}, "scaling": {"num_workers": 1, "use_gpu": False}}
@@ -59,16 +29,16 @@ def prepare(folder: Path) -> list[str]:
 
 def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    process = start(straight, *prepare(straight))
-    assert process.wait(300) == 0, (straight / "out").read_text()[-3000:]
-    process = start(killed, *prepare(killed))
+    process = start_command(straight, *prepare(straight))
+    assert process.wait(300) == 0, read_output(straight)
+    process = start_command(killed, *prepare(killed))
     sweep_dir = killed / "runs" / "swept"
     wait_for(lambda: list_checkpoints(sweep_dir / "trial-001" / "checkpoints"), process, killed)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert read_events(sweep_dir / "trial-001")[-1]["state"] != "finished"
-    process = start(killed, "resume", str(sweep_dir), "--json")
-    assert process.wait(300) == 0, (killed / "out").read_text()[-3000:]
+    process = start_command(killed, "resume", str(sweep_dir), "--json")
+    assert process.wait(300) == 0, read_output(killed)
     assert read_results(sweep_dir) == read_results(straight / "runs" / "swept")
     assert set(read_states(sweep_dir).values()) == {"finished"}
     assert len(read_ledger(sweep_dir)) == 3

@@ -15,6 +15,7 @@ from sftray.train_fn.failure import (
     classify_error,
     compute_wait,
     describe_failure,
+    find_last_failure,
     read_failures,
     tell_failure,
 )
@@ -128,6 +129,21 @@ def test_the_first_line_of_an_attempt_is_its_cause() -> None:
         {"state": "worker_failed", "attempt": 2, "rank": 1, "kind": "lost", "step": 9, "node": "a"},
     ]
     assert [(f.attempt, f.rank) for f in read_failures(rows)] == [(1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("states", "attempt"),
+    [
+        ([], None),
+        ([("running", 1), ("worker_failed", 1)], 1),
+        ([("running", 1), ("worker_failed", 1), ("running", 2)], None),
+        ([("running", 1), ("worker_failed", 1), ("worker_failed", 2)], 2),  # the second while it loaded
+    ],
+)
+def test_why_there_is_another_attempt(states: list[tuple[str, int]], attempt: int | None) -> None:
+    rows = [{"state": s, "attempt": a, "rank": 0, "kind": "lost", "step": 1, "node": "a"} for s, a in states]
+    found = find_last_failure(rows)
+    assert (found and found.attempt) == attempt
 
 
 @pytest.mark.parametrize(

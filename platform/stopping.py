@@ -1,0 +1,98 @@
+"""Stopping a run by a signal: it saves at the end of the step it is in, and can go on from there.
+
+Ray Train's own handler would end the workers where they stand. So the run is driven from a thread, and the main
+thread takes the signals. The workers look for a file, which reaches every node that the store reaches.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from sftray.train_fn.journal import EVENTS, Journal, read_lines
+
+T = TypeVar("T")
+
+_WORDS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_POLL_S = 0.1  # how soon a signal is acted upon: Python runs handlers between two looks
+_AT_WORK = "running"
+_NOT_AT_WORK = ("starting", "worker_failed", "frozen", "not_joined")
+
+
+@dataclass
+class StopRequest:
+    """`reason`: the signal that asked for the stop; None as long as there is none."""
+
+    reason: str | None = None
+
+
+def are_workers_at_work(journal: Journal) -> bool:
+    """Whether there are workers that train and so could save: not before they have joined, nor after they failed."""
+    states = (event["state"] for event in read_lines(journal.folder / EVENTS))
+    last = next((state for state in reversed(list(states)) if state in (_AT_WORK, *_NOT_AT_WORK)), None)
+    return last == _AT_WORK
+
+
+def run_stoppable(
+    run: Callable[[], T], stop_file: Path, is_at_work: Callable[[], bool], tell: Callable[[str], None]
+) -> tuple[T, StopRequest]:
+    """What `run` returns, and whether a signal asked it to stop.
+
+    The first SIGINT or SIGTERM writes `stop_file` and waits for `run` to return; where nobody is at work that could
+    save, and at the second signal, it leaves at once. Outside of the main thread no signals are taken.
+
+    Raises:
+        KeyboardInterrupt: it leaves at once. What `run` started is left to whoever shuts Ray down.
+    """
+    stop_file.unlink(missing_ok=True)
+    request = StopRequest()
+    ended: list[T] = []
+    failed: list[BaseException] = []
+
+    def drive() -> None:
+        try:
+            ended.append(run())
+        except BaseException as error:  # handed to the thread that waits
+            failed.append(error)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.reason is not None or not is_at_work():
+            raise KeyboardInterrupt
+        request.reason = _WORDS[signal.Signals(number)]
+        _write(stop_file, request.reason)
+        tell(f"{request.reason}: saving at the end of this step; once more to leave at once")
+
+    thread = threading.Thread(target=drive, name="run-driver", daemon=True)
+    with _take_signals(ask):
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+    stop_file.unlink(missing_ok=True)
+    if failed:
+        raise failed[0]
+    return ended[0], request
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole at once, for the workers may look at any time."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+@contextlib.contextmanager
+def _take_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _WORDS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
