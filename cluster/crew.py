@@ -3,8 +3,14 @@
 To start workers costs them a Python, Ray, torch and the model's code; a job costs them a file. The mailbox is a
 folder that all nodes reach: `job-0001.json` from the director, `outcome-0001.json` from rank 0, and so on, and `end`.
 Ray Train knows of one run, which lasts as long as the crew does.
+
+A director that is killed takes its workers with it, but what they had reserved stays reserved for as long as the
+driver lives (Ray's own remedy needs its dashboard). So rank 0 leaves the number of the placement group in the
+mailbox, and the director a lock that falls with it: the next crew frees what it finds unlocked.
 """
 
+import contextlib
+import fcntl
 import json
 import shutil
 import threading
@@ -15,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from sftray.cluster.failure_callback import FailureCallback
 from sftray.cluster.launch import run_function
@@ -26,6 +33,7 @@ from sftray.train_fn.failure import read_events, read_failures
 
 CREWS = ".crews"  # a folder in the sweep's directory; the driver removes what is left of it
 
+_END, _LOCK, _GROUP = "end", "director", "placement-group"
 _LOOK_S = 0.05
 # Workers who are given nothing for so long go home: others may wait for their CPUs. The others of rank 0 wait for it
 # in a collective, so it is well below the time-out of one.
@@ -40,19 +48,20 @@ class CrewLost(ClusterError):
 class Crew:
     """Workers of one placement, from the first job on; of use until a job of theirs failed."""
 
-    def __init__(self, home: Path, placement: Placement, max_failures: int) -> None:
+    def __init__(self, home: Path, placement: Placement, max_failures: int, idle_s: float = _IDLE_S) -> None:
         self.folder = home / uuid.uuid4().hex
         self.folder.mkdir(parents=True)
-        self.placement, self.max_failures = placement, max_failures
+        self._lock = (self.folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._number = 0
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._direct, name="crew", daemon=True)
+        self._thread = threading.Thread(target=self._direct, args=(placement, max_failures, idle_s), daemon=True)
         self._thread.start()
 
-    def _direct(self) -> None:
-        failures = CrewFailures(self.folder, self.max_failures)
+    def _direct(self, placement: Placement, max_failures: int, idle_s: float) -> None:
+        box = {"folder": str(self.folder), "idle_s": idle_s}
         try:
-            run_function(serve, {"folder": str(self.folder)}, self.folder, self.placement, failures)
+            run_function(serve, box, self.folder, placement, CrewFailures(self.folder, max_failures))
         except BaseException as error:  # handed to the thread that waits
             self._error = error
 
@@ -80,9 +89,11 @@ class Crew:
 
     def dismiss(self) -> None:
         """Let the workers go, which frees what they hold; those that are at a job end with this process."""
-        (self.folder / "end").touch()
+        (self.folder / _END).touch()
         self._thread.join(_GOODBYE_S)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not self.is_there:  # else it is for the next crew to free
+            self._lock.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _crew: Crew | None = None  # of this process
@@ -102,6 +113,7 @@ def run_on_crew(
         for _ in range(2):  # they may go home in this very moment
             if _crew is None or not _crew.is_there:
                 dismiss()
+                free_lost(run_dir.parent / CREWS)
                 _crew = Crew(run_dir.parent / CREWS, placement, max_failures)
             if (outcome := _crew.take(job, meanwhile)) is not None:
                 break
@@ -123,6 +135,16 @@ def dismiss() -> None:
     _crew = None
 
 
+def free_lost(home: Path) -> None:
+    """Free what crews hold whose directors were killed."""
+    for folder in home.glob("*"):
+        with contextlib.suppress(OSError), (folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (held := folder / _GROUP).exists():
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(held.read_text()))))
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class CrewFailures(FailureCallback):
     """A failure belongs to the run whose job the workers were at; where they had none, the crew ends."""
 
@@ -138,19 +160,21 @@ class CrewFailures(FailureCallback):
         super().after_exception(run_context, worker_exceptions)
 
 
-def serve(box: dict[str, str]) -> dict[str, Any]:
-    """What each worker of a crew runs: one job after another, the first one that has no outcome first.
+def serve(box: dict[str, Any]) -> dict[str, Any]:
+    """What each worker of a crew runs: one job after another, from the first one that has no outcome.
 
     Args:
-        box: `folder`, the mailbox.
+        box: `folder`, the mailbox, and `idle_s`, the seconds that it waits for a job.
     """
     from sftray.train_fn.memory import free_memory
     from sftray.train_fn.worker import train_worker
 
     folder, is_first = Path(box["folder"]), ray.train.get_context().get_world_rank() == 0
+    if is_first and (group := get_current_placement_group()) is not None:
+        write_flushed(folder / _GROUP, group.id.hex())
     while True:
         number = _count_outcomes(folder) + 1 if is_first else 0
-        job = share_first(_wait_for_job(folder, number) if is_first else None)
+        job = share_first(_wait_for_job(folder, number, box["idle_s"]) if is_first else None)
         if job is None:
             return {}
         outcome = train_worker({**job, "register": False})
@@ -159,10 +183,10 @@ def serve(box: dict[str, str]) -> dict[str, Any]:
             _put(_outcome_file(folder, number), outcome)
 
 
-def _wait_for_job(folder: Path, number: int) -> dict[str, Any] | None:
+def _wait_for_job(folder: Path, number: int, idle_s: float) -> dict[str, Any] | None:
     """The job with this number; None where there is to be none."""
-    path, end = _job_file(folder, number), time.monotonic() + _IDLE_S
-    while time.monotonic() < end and not (folder / "end").exists():
+    path, end = _job_file(folder, number), time.monotonic() + idle_s
+    while time.monotonic() < end and not (folder / _END).exists():
         if path.exists():
             return _read(path)
         time.sleep(_LOOK_S)

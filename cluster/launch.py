@@ -1,5 +1,8 @@
 """Running the worker function on the workers of a cluster."""
 
+import gc
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,11 @@ def run_function(
             if not (tries_left and find_setup_failure(error) is not None):
                 raise _explain(error) from error
             _note_setup_failure(folder, error)
+            # Ray leaves the workers and their resources to its controller, which ends when nothing refers to it any
+            # more; and the error refers to it, in a circle of its own traceback.
+            error.__traceback__ = None
+            del error
+            gc.collect()
         except RayActorError as error:  # the controller itself, which Ray does not wrap
             raise ClusterError(
                 Problem(
@@ -106,9 +114,12 @@ def _fit(
         ),
     )
     _remove_ray_state(folder)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit()
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own, which holds the controller
         _remove_ray_state(folder)
 
 

@@ -24,7 +24,6 @@ from sftray.train_fn.journal import CHECKPOINTS, CONFIG, EVENTS, METRICS, Journa
 from sftray.train_fn.memory import free_memory
 from sftray.train_fn.resume import adopt_checkpoint
 from sftray.train_fn.tail import Tail
-from sftray.train_fn.worker import train_worker
 
 Metrics = dict[str, float]
 
@@ -83,6 +82,9 @@ def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) ->
 
     Ray Train's local mode is not used: inside of a trial its helpers refuse to work.
     """
+    from sftray.train_fn.door import open_alone
+    from sftray.train_fn.worker import train_worker  # not above: who directs workers needs no model's code
+
     run_dir = Path(job["run_dir"])
 
     def report(metrics: Metrics, folder: Path | None) -> None:
@@ -92,7 +94,7 @@ def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) ->
                 raise Ordered
 
     try:
-        return train_worker(job, report)
+        return train_worker(job, open_alone(report))
     finally:
         free_memory()
 

@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.trainable import wrap_function
 
-from sftray.cluster.crew import CREWS, dismiss
+from sftray.cluster.crew import CREWS, dismiss, free_lost
 from sftray.cluster.resources import Node, Placement
 from sftray.cluster.trial import run_trial
 from sftray.train_fn.config import ScalingConfig
@@ -76,8 +76,9 @@ def run_trials(
             ),
         ).fit()
     finally:
-        shutil.rmtree(cache, ignore_errors=True)
-        shutil.rmtree(crews, ignore_errors=True)
+        free_lost(crews)
+        for folder in (cache, crews):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build_trainable(placement: Placement, max_failures: int) -> type:

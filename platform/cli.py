@@ -9,7 +9,7 @@ import typer
 from sftray.platform.cli_runs import runs
 from sftray.platform.cli_sweep import show_sweep, tune
 from sftray.platform.cli_words import Config, Json, Overrides, Run, Store
-from sftray.platform.exits import USAGE, print_json, report_problems, run_guarded
+from sftray.platform.exits import OUR_BUG, USAGE, print_json, report_problems, run_guarded
 from sftray.train_fn.errors import Problem
 
 app = typer.Typer(
@@ -92,6 +92,31 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
         show_plan(found, console)
     if found.shortage is not None:  # told on standard error alone: the plan's JSON has it already
         raise typer.Exit(report_problems(found.shortage.problems, found.shortage.exit_code, as_json=False))
+
+
+@app.command()
+def verify(
+    config: Config,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option("--steps", min=4, help="Steps of each rehearsal.")] = 6,
+    kills: Annotated[int, typer.Option("--kills", min=0, help="Runs that are killed at random.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Of the moments of the kills.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Prove on this config that layout changes nothing and kills lose nothing."""
+    from sftray.platform.shipped import load_named_config
+    from sftray.platform.terminal import build_console
+    from sftray.platform.verify import VerifyOptions, show_certificate, verify_run
+
+    console = build_console(stderr=as_json)
+    options = VerifyOptions(steps, kills, seed)
+    certificate = verify_run(*load_named_config(config, overrides or ()), options, console)
+    if as_json:
+        print_json(certificate.to_json())
+    else:
+        show_certificate(certificate, console)
+    if not certificate.holds:
+        raise typer.Exit(OUR_BUG)
 
 
 @app.command()

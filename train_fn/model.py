@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from sftray.train_fn.config import ModelConfig
 from sftray.train_fn.errors import ConfigError, Problem
-from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing, explain_foreign
+from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing, explain_foreign, load_tokenizer
 
 # Kernels sum in different orders for different neighbours; a leak moves logits by far more than this.
-_LEAK_TOLERANCE = 1e-6
+LEAK_TOLERANCE = 1e-6
 
 
 def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
@@ -228,13 +228,22 @@ def _packed_logits(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tenso
     return logits.float()
 
 
+def measure_leak_of(config: ModelConfig) -> float:
+    """`measure_packing_leak` of the model of a run, built for this on the CPU; infinite where it has no positions."""
+    model = build_model(config, load_tokenizer(config), torch.device("cpu"), None)
+    try:
+        return measure_packing_leak(model)
+    except TypeError:
+        return float("inf")
+
+
 def refuse_leak(model: Any) -> None:
     """Raise ConfigError where packed examples of this very model see each other."""
     try:
         leak = measure_packing_leak(model)
     except TypeError:  # no position_ids at all: nothing tells the model where an example starts
         leak = float("inf")
-    if leak > _LEAK_TOLERANCE:
+    if leak > LEAK_TOLERANCE:
         raise ConfigError(
             Problem(
                 f"train.packing: packed examples of {type(model).__name__} see each other "

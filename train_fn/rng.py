@@ -13,6 +13,14 @@ import torch
 from torch import Tensor
 
 
+def seed_rng(seed: int, rank: int) -> None:
+    """Begin all generators of this process anew, each rank's with other numbers."""
+    mixed = int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint32)[0])
+    torch.manual_seed(mixed)  # those of GPUs too
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
 def collect_rng(device: torch.device) -> dict[str, Tensor]:
     """Source -> state: `torch`, `cuda` where the device is one, `numpy` [625], `python` [625]."""
     numbers: Any = np.random.get_state()  # the global generator: it is what libraries draw from

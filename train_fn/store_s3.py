@@ -176,7 +176,7 @@ def build_s3(place: str, root: str, options: Mapping[str, str], patience: Patien
         connect_timeout=_CONNECT_S,
         request_timeout=_ANSWER_S,
         # A file goes in many pieces, and must not fail for one of them.
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=5),
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=3),
         allow_delayed_open=True,  # a small object is one request
     )
     client = boto3.client(

@@ -16,7 +16,7 @@ from sftray.train_fn.batch import Batch
 from sftray.train_fn.before import run_before
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all, share_first
-from sftray.train_fn.door import Door, Report, open_alone
+from sftray.train_fn.door import DDP_SETTINGS, Door
 from sftray.train_fn.errors import UserError
 from sftray.train_fn.failure import describe_failure, find_last_failure, read_events, tell_failure
 from sftray.train_fn.gauges import Gauges
@@ -27,7 +27,7 @@ from sftray.train_fn.loop import train_steps
 from sftray.train_fn.memory import reset_peak
 from sftray.train_fn.model import count_parameters
 from sftray.train_fn.resume import Beginning, begin_attempt
-from sftray.train_fn.rng import restore_rng
+from sftray.train_fn.rng import restore_rng, seed_rng
 from sftray.train_fn.saver import PATIENCE_S
 from sftray.train_fn.session import Session, after_step, build_saver, compute_samples, record_samples
 from sftray.train_fn.standing import Standing
@@ -42,7 +42,7 @@ _LOOK_EVERY_S = 5.0
 _PREEMPTED = "a node is going to be taken away"
 
 
-def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
+def train_worker(job: dict[str, Any], door: Door | None = None) -> dict[str, Any]:
     """Train one run, from its beginning or from its newest checkpoint, to its end.
 
     What it is worth does not depend on what ran before it in this process, and it leaves nothing behind.
@@ -54,21 +54,20 @@ def train_worker(job: dict[str, Any], report: Report | None = None) -> dict[str,
             which it is validated and saved), `before` (a file that equal runs share, see before.py),
             `watchdog` (fields of watchdog.Fuses that differ; without it nothing is watched) and `register`
             (whether Ray Train hears of checkpoints, which then are below its storage path; True without it).
-        report: takes metrics, and a checkpoint's folder if there is one; with it the run is this process alone,
-            and Ray Train is not asked for anything.
+        door: how this worker is connected; without it, by Ray Train, which is else not asked for anything.
 
     Returns:
         `step`, and `stopped`: it saved and stopped before the end.
 
     Raises:
         UserError: of the kind that says what went wrong.
-        WorkerFailed: with `report` None, in place of any error: what is known of it.
+        WorkerFailed: with `door` None, in place of any error: what is known of it.
     """
     config = RunConfig.model_validate(job["config"])
-    door = open_alone(report) if report else open_ray(job.get("register", True))
+    is_alone, door = door is not None, door or open_ray(job.get("register", True))
     journal = Journal(Path(job["run_dir"]))
     standing = Standing(door.place.rank, door.place.world_size, journal.count_attempts() + 1)
-    telling = contextlib.nullcontext() if report else tell_failure(journal, standing)
+    telling = contextlib.nullcontext() if is_alone else tell_failure(journal, standing)
     with telling, run_watchdog(standing, journal, build_fuses(job, config)):
         return run_recipe(job, config, door, journal, standing)
 
@@ -132,6 +131,7 @@ def run_recipe(
         run_before(session, Path(job["before"]) if job.get("before") else None)
 
     # 6. The steps.
+    seed_rng(config.train.seed, place.rank)
     if newest:
         restore_rng(load_rng(newest, place.rank), place.device)
     step, why = run_steps(session, iter(batches), start_step, standing, door.is_preempted)
@@ -240,10 +240,7 @@ def open_ray(registers: bool = True) -> Door:
 
 
 def _wrap(model: nn.Module) -> nn.Module:
-    # Buffers are constants here, and workers may make unequal numbers of forwards.
-    wrapped: nn.Module = ray.train.torch.prepare_model(
-        model, parallel_strategy_kwargs={"forward_sync_buffers": False, "gradient_as_bucket_view": True}
-    )
+    wrapped: nn.Module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_SETTINGS)
     return wrapped
 
 

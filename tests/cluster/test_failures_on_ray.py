@@ -84,7 +84,7 @@ def test_a_killed_worker_is_named_and_the_run_ends_as_the_straight_one(
     run_dir = Path(job["run_dir"])
     killer = Signalled(run_dir, signal.SIGKILL)
     killer.start()
-    assert run(config, job) == {"step": 24, "stopped": False}
+    assert run(config, job)["step"] == 24
     (failed,) = find(run_dir, "worker_failed")
     assert (failed["rank"], failed["kind"], failed["attempt"]) == (1, "lost", 1)
     assert failed["step"] >= 2 and failed["node"] == find(run_dir, "running")[0]["nodes"][1]
@@ -99,11 +99,11 @@ def test_a_frozen_worker_is_noticed_ended_and_replaced(
     tmp_path: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "8")
-    config, job = make_job(tmp_path, watchdog={"step": 3.0, "grace": 60.0, "look": 0.2})
+    config, job = make_job(tmp_path, watchdog={"step": 3.0, "between": 3.0, "grace": 60.0, "look": 0.2})
     run_dir = Path(job["run_dir"])
     stopper = Signalled(run_dir, signal.SIGSTOP)
     stopper.start()
-    assert run(config, job) == {"step": 24, "stopped": False}
+    assert run(config, job)["step"] == 24
     (failed,) = find(run_dir, "worker_failed")
     assert (failed["rank"], failed["kind"]) == (1, "lost") and failed["why"] == "it did not answer for 8 s"
     assert failed["time"] - stopper.sent < 60
@@ -152,8 +152,7 @@ def test_what_the_person_caused_is_not_tried_again(tmp_path: Path) -> None:
     job["config"]["model"]["scratch"]["num_attention_heads"] = 5  # 32 is no multiple of it
     with pytest.raises(ConfigError):
         run(config, job)
-    assert read_events(Path(job["run_dir"])) == [] or find(Path(job["run_dir"]), "worker_failed") == []
-    assert find(Path(job["run_dir"]), "running") == []
+    assert not Path(job["run_dir"], "events.jsonl").exists()  # no attempt ran, none was said to have failed
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftray.train_fn.config import RunConfig
-from sftray.train_fn.door import Report
+from sftray.train_fn.door import Report, open_alone
 from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.prepare import prepare_tokens
 from sftray.train_fn.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def build_job(config: RunConfig, folder: Path, name: str = "run", **more: Any) -
 
 def run_here(job: dict[str, Any], report: Report = lambda metrics, folder: None) -> dict[str, Any]:
     """What `train_worker` returns."""
-    return train_worker(job, report)
+    return train_worker(job, open_alone(report))
 
 
 def hash_newest(job: dict[str, Any]) -> str:

@@ -23,31 +23,55 @@ def find_free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def start_node(num_cpus: int) -> Iterator[str]:
-    """A head node on the loopback; gives its address."""
+def start_node(num_cpus: int, **settings: str) -> Iterator[str]:
+    """A head node on the loopback; gives its address. `settings` are more of its environment."""
     gcs, dashboard, client, agent, metrics = find_free_ports(5)
+    ports = [
+        *("--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
+        *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
+    ]
+    with _run_node(["--head", *ports], num_cpus, settings):
+        yield f"127.0.0.1:{gcs}"
+
+
+@contextlib.contextmanager
+def join_node(address: str, num_cpus: int, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """One more node of the cluster at `address`; gives the leader of its process group."""
+    agent, metrics = find_free_ports(2)
+    ports = ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
+    with _run_node(["--address", address, *ports], num_cpus, settings) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def _run_node(arguments: list[str], num_cpus: int, settings: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
     with tempfile.TemporaryDirectory(prefix="sr", ignore_cleanup_errors=True) as folder:
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
-            *("--node-ip-address", "127.0.0.1", "--temp-dir", folder, "--num-cpus", str(num_cpus)),
-            *("--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
-            *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *("--node-ip-address", "127.0.0.1", "--temp-dir", folder, "--num-cpus", str(num_cpus), *arguments),
         ]
         with Path(folder, "out").open("wb") as out:
-            node = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=os.environ)
+            environment = {**os.environ, **settings}
+            node = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environment)
         try:
-            _wait_until_it_answers(f"127.0.0.1:{gcs}", node, Path(folder, "out"))
-            yield f"127.0.0.1:{gcs}"
+            _wait_until_it_answers(node, Path(folder, "out"))
+            yield node
         finally:
-            os.killpg(node.pid, signal.SIGTERM)
-            try:
-                node.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(node.pid, signal.SIGKILL)
-                node.wait()
+            kill_node(node, signal.SIGTERM)
 
 
-def _wait_until_it_answers(address: str, node: "subprocess.Popen[bytes]", out: Path) -> None:
+def kill_node(node: "subprocess.Popen[bytes]", number: int = signal.SIGKILL) -> None:
+    """End all processes of a node; those that do not heed the signal within 5 s are killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(node.pid, number)
+    try:
+        node.wait(5)
+    except subprocess.TimeoutExpired:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+
+def _wait_until_it_answers(node: "subprocess.Popen[bytes]", out: Path) -> None:
     """The node says in its output when it runs; waiting on an event that never comes is a bounded look."""
     never = threading.Event()
     for _ in range(int(_START_SECONDS / 0.2)):
@@ -56,4 +80,4 @@ def _wait_until_it_answers(address: str, node: "subprocess.Popen[bytes]", out: P
         if node.poll() is not None:
             break
         never.wait(0.2)
-    raise RuntimeError(f"no Ray node at {address}: {out.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"no Ray node: {out.read_text(errors='replace')[-2000:]}")

@@ -33,11 +33,12 @@ from sftray.train_fn.checkpoint import (
     find_best,
     find_newest,
     list_checkpoints,
-    prune_checkpoints,
     verify_checkpoint,
 )
+from sftray.train_fn.cleanup import clear_unpublished, prune_checkpoints
 from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.errors import CheckpointError, StoreError
+from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.trainer_state import collect_optimizer, load_trainer_state, save_trainer_state
 
@@ -62,6 +63,12 @@ def list_steps(root: Path) -> list[int]:
     return [checkpoint.step for checkpoint in list_checkpoints(root)]
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder `checkpoints` of a run."""
+    return tmp_path / CHECKPOINTS
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     optim = OptimConfig(learning_rate=1e-3)
@@ -71,11 +78,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
-def test_a_checkpoint_is_read_by_plain_transformers(trained: Trainer, tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_by_plain_transformers(trained: Trainer, root: Path) -> None:
     checkpoint = commit_checkpoint(
-        tmp_path, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"step": 3})
+        root, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"step": 3})
     )
-    assert checkpoint.folder == tmp_path / "step-000003" and verify_checkpoint(checkpoint) == []
+    assert checkpoint.folder == root / "step-000003" and verify_checkpoint(checkpoint) == []
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
     for name, value in trained.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
@@ -84,9 +91,9 @@ def test_a_checkpoint_is_read_by_plain_transformers(trained: Trainer, tmp_path: 
     assert suffixes <= {".json", ".safetensors", ".jinja"}, "nothing that has to be unpickled"
 
 
-def test_the_trainer_state_comes_back_whole(trained: Trainer, tmp_path: Path) -> None:
+def test_the_trainer_state_comes_back_whole(trained: Trainer, root: Path) -> None:
     checkpoint = commit_checkpoint(
-        tmp_path, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"examples": 24})
+        root, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"examples": 24})
     )
     fresh = build_trainer(build_model(seed=1, tie_word_embeddings=True), precision="fp16")
     state = load_trainer_state(checkpoint, fresh.model, fresh.optimizer, CPU)
@@ -110,24 +117,25 @@ def test_a_state_of_no_step_at_all_comes_back(tmp_path: Path) -> None:
     [{"hidden_size": 48}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"vocab_size": 98}, {"family": "gpt2"}],
     ids=["wider", "shallower", "deeper", "vocabulary", "family"],
 )
-def test_the_checkpoint_of_another_model_is_refused(other: dict[str, Any], trained: Trainer, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_model_is_refused(other: dict[str, Any], trained: Trainer, root: Path) -> None:
     tensors = collect_optimizer(trained.model, trained.optimizer)
-    checkpoint = commit_checkpoint(tmp_path, describe(3), lambda folder: save_trainer_state(folder, tensors, {}, {}))
+    checkpoint = commit_checkpoint(root, describe(3), lambda folder: save_trainer_state(folder, tensors, {}, {}))
     fresh = build_trainer(build_model(**{"tie_word_embeddings": True, **other}))
     with pytest.raises(CheckpointError, match="which this model") as caught:
         load_trainer_state(checkpoint, fresh.model, fresh.optimizer, CPU)
     assert caught.value.exit_code == 7 and caught.value.problems[0].where == str(checkpoint.folder)
 
 
-def test_the_manifest_names_every_file(tmp_path: Path) -> None:
-    checkpoint = commit(tmp_path, 7, val_loss=1.5)
+def test_the_manifest_names_every_file(root: Path) -> None:
+    checkpoint = commit(root, 7, val_loss=1.5)
     manifest = json.loads((checkpoint.folder / MANIFEST).read_text())
     assert {name: size for name, (size, _) in manifest.pop("files").items()} == {
         "weights": 2048,
         "trainer/state.json": 2,
     }
+    assert len(manifest.pop("sha256")) == 64
     assert manifest == {"step": 7, "attempt": 1, "config_hash": "c", "data_fingerprint": "d", "val_loss": 1.5}
-    assert list_checkpoints(tmp_path) == [checkpoint]
+    assert list_checkpoints(root) == [checkpoint]
 
 
 def flip(path: Path) -> None:
@@ -151,38 +159,44 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "manifest of a list": (MANIFEST, lambda path: path.write_text("[]")),
     "manifest with a list of files": (MANIFEST, lambda path: path.write_text('{"step": 2, "files": []}')),
     "manifest that is not text": (MANIFEST, lambda path: path.write_bytes(b"\xff\xfe\0")),
+    "manifest of another step": (
+        MANIFEST,
+        lambda path: path.write_text(path.read_text().replace('"step": 2', '"step": 3')),
+    ),
+    "manifest with a space more": (MANIFEST, lambda path: path.write_text(path.read_text() + " ")),
     "manifest with a new key": (MANIFEST, lambda path: path.write_text(path.read_text().replace("attempt", "other"))),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_newest_whole_checkpoint_is_found(damage: str, tmp_path: Path) -> None:
-    whole, broken = commit(tmp_path, 1), commit(tmp_path, 2)
-    assert find_newest(tmp_path) == broken
+def test_the_newest_whole_checkpoint_is_found(damage: str, root: Path) -> None:
+    whole, broken = commit(root, 1), commit(root, 2)
+    assert find_newest(root) == broken
     name, spoil = DAMAGES[damage]
     spoil(broken.folder / name)
-    assert find_newest(tmp_path) == whole
+    assert find_newest(root) == whole
     if name != MANIFEST:
         assert [line.split()[0] for line in verify_checkpoint(broken)] == [name]
-    assert commit(tmp_path, 2) == find_newest(tmp_path) == broken, "the same step can be saved anew"
+    again = commit(root, 2)
+    assert again == find_newest(root) and again.name == "step-000002-attempt-1", "what stands there is left alone"
 
 
-def test_what_is_wrong_with_a_checkpoint_is_said_in_words(tmp_path: Path) -> None:
-    checkpoint = commit(tmp_path, 1)
+def test_what_is_wrong_with_a_checkpoint_is_said_in_words(root: Path) -> None:
+    checkpoint = commit(root, 1)
     (checkpoint.folder / "weights").write_bytes(b"short")
     (checkpoint.folder / "trainer" / "state.json").unlink()
     assert verify_checkpoint(checkpoint) == ["trainer/state.json is missing", "weights has 5 bytes, not 2048"]
 
 
-def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
-    assert find_newest(tmp_path) is None and find_best(tmp_path) is None
-    assert find_newest(tmp_path / "absent") is None and prune_checkpoints(tmp_path, keep=1) == []
+def test_nothing_is_found_where_nothing_is(root: Path) -> None:
+    assert find_newest(root) is None and find_best(root) is None
+    assert prune_checkpoints(root, attempt=1, keep=1) == []
 
 
-def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+def test_checkpoints_are_in_the_order_of_their_steps(root: Path) -> None:
     for step in (1_000_000, 999_999, 5):
-        commit(tmp_path, step)
-    assert list_steps(tmp_path) == [5, 999_999, 1_000_000]
+        commit(root, step)
+    assert list_steps(root) == [5, 999_999, 1_000_000]
 
 
 @pytest.mark.parametrize(
@@ -199,14 +213,12 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
         ([1.0], 5, [1]),
     ],
 )
-def test_the_newest_and_the_best_are_kept(
-    losses: list[float | None], keep: int, left: list[int], tmp_path: Path
-) -> None:
+def test_the_newest_and_the_best_are_kept(losses: list[float | None], keep: int, left: list[int], root: Path) -> None:
     for step, loss in enumerate(losses, start=1):
-        commit(tmp_path, step, loss)
-    gone = prune_checkpoints(tmp_path, keep)
-    assert list_steps(tmp_path) == left
-    assert len(gone) == len(losses) - len(left) and not any(folder.exists() for folder in gone)
+        commit(root, step, loss)
+    gone = prune_checkpoints(root, 1, keep)
+    assert list_steps(root) == left
+    assert len(gone) == len(losses) - len(left) and not any((root / name).exists() for name in gone)
 
 
 def fill_disk(folder: Path) -> None:
@@ -216,13 +228,13 @@ def fill_disk(folder: Path) -> None:
     (folder / "more").write_bytes(b"x")
 
 
-def test_a_full_disk_is_a_store_error_and_leaves_the_older_ones(tmp_path: Path) -> None:
-    older = commit(tmp_path, 1)
+def test_a_full_disk_is_a_store_error_and_leaves_the_older_ones(root: Path) -> None:
+    older = commit(root, 1)
     with pytest.raises(StoreError, match="the checkpoint of step 2 cannot be written: No space left") as caught:
-        commit_checkpoint(tmp_path, describe(2), fill_disk)
+        commit_checkpoint(root, describe(2), fill_disk)
     assert caught.value.exit_code == 4 and caught.value.__cause__.errno == errno.ENOSPC  # type: ignore[union-attr]
-    assert [path.name for path in tmp_path.iterdir()] == [older.folder.name]
-    assert find_newest(tmp_path) == older
+    assert [path.name for path in root.iterdir()] == [older.folder.name]
+    assert find_newest(root) == older
 
 
 LIMITED = """
@@ -249,25 +261,28 @@ except StoreError as error:
 """
 
 
-def test_tensors_that_do_not_fit_are_a_store_error(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_a_store_error(root: Path) -> None:
     """The writer of tensors has errors of its own; here the process may write files of 10 kB at most."""
-    ended = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], check=False, stderr=subprocess.PIPE, text=True
-    )
+    ended = subprocess.run([sys.executable, "-c", LIMITED, str(root)], check=False, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1 and "the checkpoint of step 2 cannot be written" in ended.stderr
     assert "Traceback" not in ended.stderr and "File too large" in ended.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(root.iterdir()) == []
 
 
-def test_a_file_where_a_folder_should_be_is_a_store_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(StoreError, match="step 2 cannot be written") as caught:
-        commit(tmp_path / "checkpoints", 2)
-    assert caught.value.problems[0].where == str(tmp_path / "checkpoints" / "step-000002")
-    (tmp_path / "step-000002").write_text("")
-    with pytest.raises(StoreError, match="Not a directory"):
-        commit(tmp_path, 2)
-    assert not list(tmp_path.glob(".draft-*"))
+def test_a_file_where_a_folder_should_be_is_a_store_error_or_left_alone(root: Path) -> None:
+    root.write_text("")
+    with pytest.raises(StoreError, match="cannot be written: Not a directory"):
+        commit(root, 2)
+    root.unlink()
+    root.mkdir()
+    (root / "step-000002").write_text("somebody's")
+    assert commit(root, 2).name == "step-000002-attempt-1" and (root / "step-000002").read_text() == "somebody's"
+    assert not list(root.glob(".draft-*"))
+
+
+def test_another_folder_than_that_of_a_run_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not the folder checkpoints of a run"):
+        list_checkpoints(tmp_path)
 
 
 KILLED = """
@@ -290,11 +305,14 @@ commit_checkpoint(Path(sys.argv[1]), Manifest(2, 1, "c", "d"), write)
 
 
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
-def test_a_killed_save_is_no_checkpoint_and_the_next_one_clears_it_away(moment: str, tmp_path: Path) -> None:
-    older = commit(tmp_path, 1)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], check=False)
+def test_a_killed_save_is_no_checkpoint_and_the_next_attempt_clears_it_away(moment: str, root: Path) -> None:
+    older = commit(root, 1)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(root), moment], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob(".draft-*"))) == 1
-    assert list_checkpoints(tmp_path) == [older] and find_newest(tmp_path) == older
-    newer = commit_checkpoint(tmp_path, describe(2, attempt=2), write_two_files)
-    assert sorted(tmp_path.iterdir()) == [older.folder, newer.folder]
+    assert len(list(root.glob(".draft-*"))) == 1
+    assert list_checkpoints(root) == [older] and find_newest(root) == older
+    clear_unpublished(root, attempt=1)
+    assert len(list(root.glob(".draft-*"))) == 1, "it may be its own"
+    clear_unpublished(root, attempt=2)
+    newer = commit_checkpoint(root, describe(2, attempt=2), write_two_files)
+    assert sorted(root.iterdir()) == [older.folder, newer.folder]

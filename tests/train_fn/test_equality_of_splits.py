@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 
 from sftray.train_fn.batch import compute_labels
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint, find_newest
+from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer_state import load_trainer_state
 
@@ -139,7 +140,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     def train(model: Any, start: int, stop: int, resume: bool = False) -> tuple[Any, list[float]]:
         trainer = build_trainer(model, OPTIM, precision)
         if resume:
-            checkpoint = find_newest(tmp_path)
+            checkpoint = find_newest(tmp_path / CHECKPOINTS)
             assert checkpoint is not None and checkpoint.step == start
             state = load_trainer_state(checkpoint, model, trainer.optimizer, CPU)
             trainer.scaler.load_state_dict(state["scaler"])
@@ -149,7 +150,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     whole, losses = train(build_model(family, **keys), 0, TOTAL_STEPS)
     killed, before = train(build_model(family, **keys), 0, killed_after)
     checkpoint = commit_checkpoint(
-        tmp_path,
+        tmp_path / CHECKPOINTS,
         Manifest(step=killed_after, attempt=1, config_hash="c", data_fingerprint="d"),
         lambda folder: write_checkpoint(folder, killed, build_tokenizer(), {"step": killed_after}),
     )

@@ -10,6 +10,7 @@ from tiny import build_model, draw_examples, write_checkpoint, write_store
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
 from sftray.train_fn.config import ModelConfig, RunConfig
 from sftray.train_fn.errors import CheckpointError, ConfigError
+from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.model import choose_attention
 from sftray.train_fn.planner import Budget
 from sftray.train_fn.step import Trainer
@@ -78,7 +79,7 @@ def test_a_trainer_from_a_checkpoint_is_the_one_that_was_saved(loaded: LoadedTok
     take_one_step(saved)
     saved.scaler.load_state_dict({**saved.scaler.state_dict(), "scale": 4.0})
     checkpoint = commit_checkpoint(
-        tmp_path,
+        tmp_path / CHECKPOINTS,
         Manifest(step=1, attempt=1, config_hash="c", data_fingerprint="d"),
         lambda folder: write_checkpoint(folder, saved, loaded.tokenizer, {"skipped_steps": 3}),
     )
@@ -99,7 +100,7 @@ def test_a_checkpoint_whose_optimizer_is_of_another_model_is_refused(loaded: Loa
         write_checkpoint(folder, wide, loaded.tokenizer, {})
         narrow.model.save_pretrained(folder)
 
-    checkpoint = commit_checkpoint(tmp_path, Manifest(1, 1, "c", "d"), write)
+    checkpoint = commit_checkpoint(tmp_path / CHECKPOINTS, Manifest(1, 1, "c", "d"), write)
     with pytest.raises(CheckpointError, match="which this model does not have"):
         build_trainer(configure(), loaded, PLACE, checkpoint)
 

@@ -1,0 +1,310 @@
+"""The protocol of checkpoints, attempts and clean-up, tried in every order that hypothesis can think of.
+
+Processes of one run begin, save, prune, crash after any single act, sleep in the middle of one while others act, and
+wake up too late; files rot. Whatever happens, what was saved stays, but for what was spoiled on purpose.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from simulated_store import CrashError, Process, ShakenFolder, ShakenObjects
+
+from sftray.train_fn import attempts, checkpoint, cleanup, resume, store_objects
+from sftray.train_fn.checkpoint import Checkpoint, Manifest, list_checkpoints, rank_by_loss, verify_in_store
+from sftray.train_fn.errors import FencedError
+from sftray.train_fn.store import Store
+from sftray.train_fn.store_objects import ObjectStore
+from sftray.train_fn.store_posix import FolderStore
+
+TICKS = st.none() | st.integers(0, 60)
+PICK = st.integers(0, 7)
+LOSS = st.none() | st.integers(1, 9).map(lambda tenths: tenths / 10)
+INTERLUDE = st.none() | st.tuples(st.integers(0, 40), st.sampled_from(["begin", "commit", "prune"]), PICK, LOSS)
+
+
+def make_content(step: int, attempt: int, name: str) -> bytes:
+    return f"{name} of step {step} by attempt {attempt}".encode()
+
+
+class Attempt:
+    """A process of the run, from its beginning on."""
+
+    def __init__(self, open_store: Callable[[Process], Store]) -> None:
+        self.process = Process()
+        self.store = open_store(self.process)
+        self.number, self.step = 0, 0
+        self.trusted: set[str] = set()
+
+    def begin(self) -> resume.Beginning:
+        beginning = resume.begin_attempt(self.store, "run")
+        self.number, self.step = beginning.attempt, beginning.start_step
+        return beginning
+
+    def commit(self, loss: float | None) -> None:
+        self.step += 1
+        manifest = Manifest(self.step, self.number, "config", "data", loss)
+        self.trusted.add(checkpoint.commit_checkpoint(self.store, manifest, self._write).name)
+
+    def _write(self, folder: Path) -> None:
+        for name in ("weights", "state"):
+            data = make_content(self.step, self.number, name)
+            (folder / name).write_bytes(data[:5])
+            self.process.tick()  # a crash here leaves half a file
+            (folder / name).write_bytes(data)
+
+    def prune(self, keep: int) -> None:
+        cleanup.prune_checkpoints(self.store, self.number, keep, self.trusted)
+
+
+class Protocol(RuleBasedStateMachine):
+    """`begun`: number and start step of each attempt whose beginning has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: list[Attempt] = []
+        self.begun: list[tuple[int, int]] = []
+        self.floor, self.ceiling = 0, float("inf")
+        self.fsync, os.fsync = os.fsync, lambda handle: None  # processes die here, not the machine
+        self.open()
+        self.truth = self.open_store(Process())
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def open_store(self, process: Process) -> Store:
+        raise NotImplementedError
+
+    def spoil(self, path: str, change: Callable[[bytes], bytes | None]) -> None:
+        raise NotImplementedError
+
+    def teardown(self) -> None:
+        os.fsync = self.fsync
+
+    # What processes do, and what may come in between.
+
+    def run(self, attempt: Attempt, act: Callable[[], object], crash_at: int | None, interlude: Any) -> None:
+        between = interlude and (interlude[0], lambda: self.interrupt(attempt, *interlude[1:]))
+        attempt.process.plan(crash_at, between)
+        try:
+            act()
+        except (CrashError, FencedError):
+            attempt.process.is_dead = True
+        attempt.process.plan()
+        self.alive = [each for each in self.alive if not each.process.is_dead]
+
+    def interrupt(self, sleeper: Attempt, kind: str, pick: int, loss: float | None) -> None:
+        others = [attempt for attempt in self.alive if attempt is not sleeper]
+        if kind == "begin":
+            self.begin(None, None)
+        elif others:
+            other = others[pick % len(others)]
+            self.run(other, (lambda: other.commit(loss)) if kind == "commit" else (lambda: other.prune(1)), None, None)
+
+    def begin(self, crash_at: int | None, interlude: Any) -> None:
+        attempt = Attempt(self.open_store)
+
+        def act() -> None:
+            beginning = attempt.begin()
+            self.begun.append((beginning.attempt, beginning.start_step))
+            self.alive.append(attempt)
+
+        self.run(attempt, act, crash_at, interlude)
+
+    @rule(crash_at=TICKS, interlude=INTERLUDE)
+    def an_attempt_begins(self, crash_at: int | None, interlude: Any) -> None:
+        self.begin(crash_at, interlude)
+
+    @precondition(lambda self: self.alive)
+    @rule(pick=PICK, loss=LOSS, crash_at=TICKS, interlude=INTERLUDE)
+    def one_commits(self, pick: int, loss: float | None, crash_at: int | None, interlude: Any) -> None:
+        attempt = self.alive[pick % len(self.alive)]
+        self.run(attempt, lambda: attempt.commit(loss), crash_at, interlude)
+
+    @precondition(lambda self: self.alive)
+    @rule(loss=LOSS)
+    def the_newest_commits(self, loss: float | None) -> None:
+        attempt = max(self.alive, key=lambda each: each.number)
+        self.run(attempt, lambda: attempt.commit(loss), None, None)
+
+    @precondition(lambda self: self.alive)
+    @rule(pick=PICK, keep=st.integers(1, 3), crash_at=TICKS, interlude=INTERLUDE)
+    def one_prunes(self, pick: int, keep: int, crash_at: int | None, interlude: Any) -> None:
+        attempt = self.alive[pick % len(self.alive)]
+        self.run(attempt, lambda: attempt.prune(keep), crash_at, interlude)
+
+    @precondition(lambda self: list_checkpoints(self.truth))
+    @rule(pick=PICK, name=st.sampled_from(["weights", "state", "MANIFEST.json"]), kind=st.sampled_from("fta"))
+    def a_file_rots(self, pick: int, name: str, kind: str) -> None:
+        """Flipped, truncated or absent. Who trusts a checkpoint has compared its hashes, and does so no more."""
+        found = list_checkpoints(self.truth)
+        chosen = found[-1 - pick % len(found)]
+        changes: dict[str, Callable[[bytes], bytes | None]] = {
+            "f": lambda data: bytes([data[0] ^ 1]) + data[1:],
+            "t": lambda data: data[:-1],
+            "a": lambda data: None,
+        }
+        self.spoil(f"checkpoints/{chosen.name}/{name}", changes[kind])
+        for attempt in self.alive:
+            attempt.trusted.discard(chosen.name)
+        self.floor, self.ceiling = self.look()
+
+    # What must hold.
+
+    def find_whole(self) -> list[Checkpoint]:
+        return [c for c in list_checkpoints(self.truth) if not verify_in_store(self.truth, c)]
+
+    def look(self) -> tuple[int, float]:
+        """The step of the newest whole checkpoint, and the lowest loss of a whole one."""
+        whole = self.find_whole()
+        best = rank_by_loss(whole)
+        return max((c.step for c in whole), default=0), best[0].manifest.val_loss or 0 if best else float("inf")
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        step, loss = self.look()
+        assert step >= self.floor, "the newest whole checkpoint has gone back"
+        assert loss <= self.ceiling, "the best whole checkpoint is gone"
+        self.floor, self.ceiling = step, loss
+
+    @invariant()
+    def what_is_resumed_is_whole_and_of_one_writer(self) -> None:
+        newest = checkpoint.find_newest(self.truth)
+        if newest is not None:
+            folder = self.truth.fetch(f"checkpoints/{newest.name}", newest.manifest.files)
+            for name in ("weights", "state"):
+                wanted = make_content(newest.step, newest.manifest.attempt, name)
+                assert (folder / name).read_bytes() == wanted, "the resume point is not what was saved"
+
+    @invariant()
+    def what_was_overtaken_is_never_resumed(self) -> None:
+        newest = checkpoint.find_newest(self.truth)
+        if newest is not None:
+            overtaken = [n for n, start in self.begun if n > newest.manifest.attempt and start < newest.step]
+            assert not overtaken, "the resume point is fenced"
+
+
+class FolderProtocol(Protocol):
+    def open(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="protocol-"))
+
+    def open_store(self, process: Process) -> Store:
+        return ShakenFolder(self.root, process)
+
+    def spoil(self, path: str, change: Callable[[bytes], bytes | None]) -> None:
+        if (self.root / path).exists():
+            data = change((self.root / path).read_bytes())
+            (self.root / path).unlink() if data is None else (self.root / path).write_bytes(data)
+
+    def teardown(self) -> None:
+        super().teardown()
+        shutil.rmtree(self.root)
+
+
+class ObjectProtocol(Protocol):
+    def open(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def open_store(self, process: Process) -> Store:
+        return ShakenObjects(self.objects, process)
+
+    def spoil(self, path: str, change: Callable[[bytes], bytes | None]) -> None:
+        if path in self.objects:
+            data = change(self.objects.pop(path))
+            if data is not None:
+                self.objects[path] = data
+
+
+MACHINES: dict[str, type[Protocol]] = {"folder": FolderProtocol, "objects": ObjectProtocol}
+
+
+def run_machine(kind: str, examples: int, steps: int, derandomize: bool = True) -> None:
+    """Without shrinking: what is found is read from its steps."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        MACHINES[kind],
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=derandomize,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_whatever_happens_what_was_saved_stays(kind: str) -> None:
+    run_machine(kind, examples=40, steps=25)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", MACHINES)
+def test_whatever_happens_what_was_saved_stays_in_many_orders(kind: str) -> None:
+    run_machine(kind, examples=1500, steps=40, derandomize=False)
+
+
+def never_fence(step: int, attempt: int, starts: dict[int, int]) -> bool:
+    return False
+
+
+def begin_too_early(store: Store, run: str) -> resume.Beginning:
+    """Looks for its checkpoint before it takes its number."""
+    newest, broken = resume.take_newest(store)
+    attempt = attempts.open_attempt(store, run)
+    attempts.start_attempt(store, attempt, newest.step if newest else 0)
+    return resume.Beginning(attempt, newest, tuple(broken))
+
+
+def trust_all(store: Store, checkpoints: list[Checkpoint], trusted: set[str]) -> Checkpoint | None:
+    return next(iter(checkpoints), None)
+
+
+def compare_sizes(manifest: Manifest, sizes: Any, digest: Any) -> list[str]:
+    return [name for name, (size, _) in manifest.files.items() if sizes.get(name) != size]
+
+
+def publish_over(self: FolderStore, staged: Path, folder: str, last: str, claim: bytes, check: Any) -> bool:
+    check()
+    shutil.rmtree(self.root / folder, ignore_errors=True)
+    staged.rename(self.root / folder)
+    return True
+
+
+def remove_with_claim(self: ObjectStore, folder: str) -> None:
+    for path in self.list_files(folder):
+        self.bucket.delete(f"{folder}/{path}")
+    self.bucket.delete(f"{store_objects.CLAIMS}/{folder.rsplit('/', 1)[-1]}.json")
+
+
+class Planted:
+    """Mistakes in the protocol: what is replaced by what, and on which kinds of store it must show."""
+
+    BUGS: ClassVar[dict[str, tuple[Any, str, Any, tuple[str, ...]]]] = {
+        "readers do not fence": (checkpoint, "is_fenced", never_fence, ("folder", "objects")),
+        "an older attempt prunes": (cleanup, "find_newest_attempt", lambda store: 0, ("folder", "objects")),
+        "the best is not kept": (cleanup, "rank_by_loss", lambda found: [], ("folder", "objects")),
+        "the newest is kept, whole or not": (cleanup, "_find_whole", trust_all, ("folder", "objects")),
+        "hashes are not compared": (checkpoint, "compare_files", compare_sizes, ("folder", "objects")),
+        "what stands there is replaced": (FolderStore, "publish", publish_over, ("folder",)),
+        "a claim goes with its folder": (ObjectStore, "remove", remove_with_claim, ("objects",)),
+        "the number is taken after the checkpoint": (resume, "begin_attempt", begin_too_early, ("folder", "objects")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("bug", "kind"), [(bug, kind) for bug, (_, _, _, kinds) in Planted.BUGS.items() for kind in kinds]
+)
+def test_a_mistake_in_the_protocol_is_found(bug: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, name, mistake, _ = Planted.BUGS[bug]
+    monkeypatch.setattr(place, name, mistake)
+    with pytest.raises(AssertionError):
+        run_machine(kind, examples=3000, steps=30)
