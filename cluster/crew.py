@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from sftray.cluster.failure_callback import FailureCallback
@@ -49,10 +50,12 @@ class Crew:
     """Workers of one placement, from the first job on; of use until a job of theirs failed."""
 
     def __init__(self, home: Path, placement: Placement, max_failures: int, idle_s: float = _IDLE_S) -> None:
-        self.folder = home / uuid.uuid4().hex
-        self.folder.mkdir(parents=True)
-        self._lock = (self.folder / _LOCK).open("w")
+        name = f"workers-{uuid.uuid4().hex[:12]}"
+        self.folder, draft = home / name, home / f".{name}"
+        draft.mkdir(parents=True)
+        self._lock = (draft / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        draft.rename(self.folder)  # locked from the moment that it is there
         self._number = 0
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._direct, args=(placement, max_failures, idle_s), daemon=True)
@@ -104,7 +107,7 @@ def run_on_crew(
 ) -> dict[str, Any]:
     """`train_worker(job)` on the workers that are there, or on new ones; they stay, unless some failed in this job.
 
-    Raises: as `run_workers` does.
+    Placement and number of failures are the same for all jobs of a process. Raises: as `run_workers` does.
     """
     global _crew
     run_dir = Path(job["run_dir"])
@@ -137,8 +140,8 @@ def dismiss() -> None:
 
 def free_lost(home: Path) -> None:
     """Free what crews hold whose directors were killed."""
-    for folder in home.glob("*"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("w") as lock:
+    for folder in home.glob("workers-*"):
+        with contextlib.suppress(OSError, RayError), (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (held := folder / _GROUP).exists():
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(held.read_text()))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from sftray.train_fn.errors import BugError, ClusterError, Problem, UserError
@@ -18,8 +18,6 @@ _RANKING: tuple[Kind, ...] = (
     "user", "diverged", "store", "memory", "preempted", "frozen", "lost", "bug", "partner",
 )  # fmt: skip
 _FINAL: tuple[Kind, ...] = ("user", "diverged")
-# The function in which Ray forms the process group, as it names the task.
-_SETUP = "_setup_torch_process_group"
 # Where Ray keeps the error that it wraps, and we the one for a person.
 _INNER = ("user_error", "controller_failure", "_base_exc", "cause")
 
@@ -44,15 +42,6 @@ def find_user_error(exception: BaseException | None) -> UserError | None:
         exception = inner or exception.__cause__
         seen += 1
     return None
-
-
-def find_setup_failure(error: BaseException) -> str | None:
-    """What is said where the workers were there, and could not form their process group."""
-    failure = getattr(error, "controller_failure", None)
-    text = str(failure)
-    if not isinstance(failure, RayTaskError) or _SETUP not in text:
-        return None
-    return text.strip().splitlines()[-1][:300]
 
 
 def read_failure(rank: int, error: BaseException, attempt: int, step: int, node: str) -> Failure:

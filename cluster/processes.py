@@ -8,7 +8,7 @@ import multiprocessing.connection
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,17 +18,28 @@ from typing import Any
 
 from sftray.train_fn.errors import UserError
 
-_PRELOADED = ["sftray.train_fn.worker", "torch.distributed", "transformers.models.auto.modeling_auto"]
+# The last stands for all architectures: they import the same things.
+_PRELOADED = [
+    "sftray.train_fn.worker",
+    "torch.distributed",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.integrations.hub_kernels",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+]
 _JOIN_TIMEOUT = timedelta(seconds=60)
+_LOOK_S = 0.001  # between two looks for the moment of a kill
 _DEADLINE_S = 600.0  # of one run: proofs are of few steps
 
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL of these ranks, so many seconds after the start."""
+    """SIGKILL of these ranks, so many seconds after the start, and then as soon as `when` says so."""
 
     after: float
     ranks: tuple[int, ...]
+    when: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def run_processes(job: dict[str, Any], world_size: int, kill: Kill | None = None
         with _end_all(processes):
             for process in processes:
                 process.start()
-            killed = kill is not None and not _wait(processes, started + kill.after) and _kill(processes, kill)
+            killed = kill is not None and _kill(processes, kill, started)
             if not killed:
                 _wait(processes, started + _DEADLINE_S)
             seconds = time.monotonic() - started
@@ -78,7 +89,13 @@ def _wait(processes: Sequence[BaseProcess], deadline: float) -> bool:
     return True
 
 
-def _kill(processes: Sequence[BaseProcess], kill: Kill) -> bool:
+def _kill(processes: Sequence[BaseProcess], kill: Kill, started: float) -> bool:
+    """Wait for the moment, and kill; False where they had ended before."""
+    if _wait(processes, started + kill.after):
+        return False
+    while not kill.when():
+        if _wait(processes, time.monotonic() + _LOOK_S):
+            return False
     for rank in kill.ranks:
         processes[rank].kill()
     return True

@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on sever
 # Ray reads both when it is imported: a token of this test run alone.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
-sys.path.insert(0, str(Path(__file__).parent / "support"))  # spawned processes inherit it
+for _folder in ("support", "chaos"):  # spawned processes inherit it
+    sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError
 
-from sftray.cluster.failures import build_error, decide, find_setup_failure, find_user_error, is_same, read_failure
+from sftray.cluster.failures import build_error, decide, find_user_error, is_same, read_failure
 from sftray.train_fn.errors import BugError, ClusterError, ConfigError, Problem, StoreError
 from sftray.train_fn.failure import Failure, Kind, WorkerFailed
 
@@ -212,12 +212,3 @@ def test_a_worker_that_has_words_for_a_person_has_the_last_one() -> None:
     full = StoreError(Problem("the disk is full"))
     assert end(STORE, [], WorkerFailed(STORE, full), max_failures=0) is full
     assert end(fail("user"), [], WorkerFailed(fail("user"), MINE)) is MINE
-
-
-def test_a_process_group_that_was_not_formed_is_told_from_other_errors() -> None:
-    traceback = 'File "config.py", line 140, in _setup_torch_process_group\nRuntimeError: no route'
-    task = RayTaskError("execute", traceback, RuntimeError("no route"))
-    assert find_setup_failure(ControllerError(task.as_instanceof_cause())) == "RuntimeError: no route"
-    other = RayTaskError("execute", "Traceback …\nRuntimeError: other", RuntimeError("other"))
-    assert find_setup_failure(ControllerError(other.as_instanceof_cause())) is None
-    assert find_setup_failure(ControllerError(MINE)) is None

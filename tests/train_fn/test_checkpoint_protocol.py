@@ -24,10 +24,11 @@ from sftray.train_fn.store import Store
 from sftray.train_fn.store_objects import ObjectStore
 from sftray.train_fn.store_posix import FolderStore
 
-TICKS = st.none() | st.integers(0, 60)
+TICKS = st.none() | st.integers(0, 8) | st.integers(0, 60)
 PICK = st.integers(0, 7)
 LOSS = st.none() | st.integers(1, 9).map(lambda tenths: tenths / 10)
-INTERLUDE = st.none() | st.tuples(st.integers(0, 40), st.sampled_from(["begin", "commit", "prune"]), PICK, LOSS)
+WHEN = st.integers(0, 8) | st.integers(0, 40)
+INTERLUDE = st.none() | st.tuples(WHEN, st.sampled_from(["begin", "commit", "prune"]), PICK, LOSS)
 
 
 def make_content(step: int, attempt: int, name: str) -> bytes:
@@ -106,7 +107,9 @@ class Protocol(RuleBasedStateMachine):
             self.begin(None, None)
         elif others:
             other = others[pick % len(others)]
-            self.run(other, (lambda: other.commit(loss)) if kind == "commit" else (lambda: other.prune(1)), None, None)
+            self.run(
+                other, (lambda: other.commit(loss)) if kind == "commit" else (lambda: other.prune(1)), None, None
+            )
 
     def begin(self, crash_at: int | None, interlude: Any) -> None:
         attempt = Attempt(self.open_store)

@@ -1,0 +1,50 @@
+"""How workers get ready together: the worker function's imports, and the process group.
+
+Ray tries again where a worker dies before that, or where it waits for resources in vain. But it gives up at once
+where the workers do not reach each other, and what dies in between keeps its resources until the job ends.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+_WORKER = "sftray.train_fn.worker"
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]  # Ray has no annotations here
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Raises WorkerGroupStartupFailedError where that may pass by itself, which Ray then tries again."""
+        try:
+            worker_group.execute(importlib.import_module, _WORKER)
+            super().on_start(worker_group, backend_config)
+        except Exception as error:
+            worker_group._clear_state()  # it has not started, then: so Ray frees what it holds
+            if may_pass(error):
+                raise WorkerGroupStartupFailedError(describe_error(error)) from error
+            raise
+
+
+@dataclass
+class JoiningConfig(TorchConfig):  # type: ignore[misc]  # Ray has no annotations here
+    """As TorchConfig; workers that fail while they get ready are tried again, and leave nothing behind."""
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+def may_pass(error: Exception) -> bool:
+    """A lost worker, or what torch.distributed says of a network or of a port; an import error does not pass."""
+    return isinstance(error, RayActorError) or (
+        isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError | OSError)
+    )
+
+
+def describe_error(error: Exception) -> str:
+    said = error.cause if isinstance(error, RayTaskError) else error
+    return " ".join(str(said).split())[:300] or type(said).__name__
