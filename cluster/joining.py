@@ -4,7 +4,6 @@ Ray tries again where a worker dies before that, or where it waits for resources
 where the workers do not reach each other, and what dies in between keeps its resources until the job ends.
 """
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,17 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-_WORKER = "sftray.train_fn.worker"
+
+def import_worker() -> None:
+    """Load what the worker function needs, which takes seconds: later Ray would give up where a worker dies of it."""
+    import sftray.train_fn.worker  # noqa: F401
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]  # Ray has no annotations here
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Raises WorkerGroupStartupFailedError where that may pass by itself, which Ray then tries again."""
         try:
-            worker_group.execute(importlib.import_module, _WORKER)
+            worker_group.execute(import_worker)
             super().on_start(worker_group, backend_config)
         except Exception as error:
             worker_group._clear_state()  # it has not started, then: so Ray frees what it holds

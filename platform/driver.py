@@ -35,8 +35,10 @@ from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
+from sftray.train_fn.lease import Lease, hold_lease
 from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
+from sftray.train_fn.store import connect_store
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import SHIPPED, load_tokenizer
 from sftray.train_fn.trainer import build_run_plan
@@ -53,6 +55,7 @@ class Attempt:
     config: RunConfig
     prepared: Prepared
     console: Console
+    lease: Lease
 
 
 def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
@@ -74,26 +77,28 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
         prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
         run_dir = take_run_directory(store, config.name, label)
         resolved = fix_batch(resolved, run_dir.name)
-        (run_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
-        (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")  # last: what has it is a run
-        return run_attempt(Attempt(run_dir, resolved.config, prepared, console), placement)
+        with hold_lease(connect_store(run_dir), run_dir.name) as lease:
+            (run_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
+            (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")  # last: what has it is a run
+            return run_attempt(Attempt(run_dir, resolved.config, prepared, console, lease), placement)
 
 
 def resume_run(run_dir: Path, console: Console) -> RunSummary:
     """Continue an interrupted run from its newest whole checkpoint, with the config it was started with.
 
     Raises:
-        ConfigError: the folder is no run, or its data is not what it was.
+        ConfigError: the folder is no run, another process drives it, or its data is not what it was.
     """
     if not (run_dir / CONFIG).exists():
         raise ConfigError(Problem(f"{run_dir} is no run: it has no {CONFIG}", fix="sftray runs list"))
     config = load_config(run_dir / CONFIG).config
     store = open_store(config.store.model_copy(update={"path": str(run_dir.absolute().parent)}))
     check_this_machine(config.scaling)
-    prepared = None if has_cluster() else prepare_again(run_dir, config, store, console)
-    with connect_for(config.scaling) as (placement, num_nodes):
-        prepared = prepared or prepare_again(run_dir, config, store, console, choose_map(num_nodes))
-        return run_attempt(Attempt(run_dir, config, prepared, console), placement)
+    with hold_lease(connect_store(run_dir), run_dir.name) as lease:
+        prepared = None if has_cluster() else prepare_again(run_dir, config, store, console)
+        with connect_for(config.scaling) as (placement, num_nodes):
+            prepared = prepared or prepare_again(run_dir, config, store, console, choose_map(num_nodes))
+            return run_attempt(Attempt(run_dir, config, prepared, console, lease), placement)
 
 
 def prepare_again(
@@ -183,12 +188,13 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     with _record_failure(journal), Follower(attempt.run_dir, _build_mirrors(attempt)) as follower:
         stop_file = attempt.run_dir / STOP
         job = build_job(attempt.config, attempt.run_dir, attempt.prepared.folder, _find_deadline(attempt.config))
-        job["stop_file"] = str(stop_file)
+        job |= {"stop_file": str(stop_file), "owner": attempt.lease.number}
         outcome, request = run_stoppable(
             lambda: run_workers(job, placement, attempt.config.scaling.max_failures),
             stop_file,
             lambda: are_workers_at_work(journal),
             functools.partial(attempt.console.print, highlight=False, markup=False, soft_wrap=True),
+            attempt.lease.check,
         )
         follower.state = "stopped" if outcome["stopped"] else "finished"
     why = request.reason or outcome.get("why") or "limits.max_minutes is reached"

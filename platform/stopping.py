@@ -39,12 +39,19 @@ def are_workers_at_work(journal: Journal) -> bool:
 
 
 def run_stoppable(
-    run: Callable[[], T], stop_file: Path, is_at_work: Callable[[], bool], tell: Callable[[str], None]
+    run: Callable[[], T],
+    stop_file: Path,
+    is_at_work: Callable[[], bool],
+    tell: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[T, StopRequest]:
     """What `run` returns, and whether a signal asked it to stop.
 
     The first SIGINT or SIGTERM writes `stop_file` and waits for `run` to return; where nobody is at work that could
     save, and at the second signal, it leaves at once. Outside of the main thread no signals are taken.
+
+    Args:
+        check: called again and again meanwhile; what it raises ends the matter at once.
 
     Raises:
         KeyboardInterrupt: it leaves at once. What `run` started is left to whoever shuts Ray down.
@@ -72,6 +79,7 @@ def run_stoppable(
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_S)
+            check()
     stop_file.unlink(missing_ok=True)
     if failed:
         raise failed[0]

@@ -31,7 +31,9 @@ from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import DATA, Journal
+from sftray.train_fn.lease import hold_lease
 from sftray.train_fn.prepare import Prepared
+from sftray.train_fn.store import connect_store
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer import build_run_plan
 from sftray.tune_spaces.halving import plan_evaluations, plan_rungs
@@ -213,7 +215,16 @@ def _build_base(resolved: Resolved, settings: SweepSettings, prepared: Prepared,
 
 
 def _run_sweep(sweep: Sweep, placement: Placement, console: Console) -> Path:
-    """Search, then repeat the finalists; the sweep's events say how it ended."""
+    """Search, then repeat the finalists; the sweep's events say how it ended.
+
+    Raises:
+        ConfigError: another process drives it.
+    """
+    with hold_lease(connect_store(sweep.folder), sweep.folder.name):
+        return _run_owned(sweep, placement, console)
+
+
+def _run_owned(sweep: Sweep, placement: Placement, console: Console) -> Path:
     from sftray.cluster.tuning import count_concurrent
 
     journal = Journal(sweep.folder)

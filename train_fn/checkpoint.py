@@ -103,8 +103,10 @@ def commit_checkpoint(place: Store | Path, manifest: Manifest, write: Callable[[
         complete = Manifest(**{**asdict(manifest), "files": files})
         write_flushed(staged / MANIFEST, dump_manifest(complete).decode())
         return Checkpoint(store.locate(f"{CHECKPOINTS}/{_publish(store, staged, complete)}"), complete)
-    except (OSError, SafetensorError) as error:  # the latter: safetensors' word for a full disk
+    except (OSError, SafetensorError, StoreError) as error:  # the second: its word for a full disk
         check_attempt(store, manifest.attempt)  # who takes over clears away what others are writing
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(_describe_refusal(store, manifest.step, error)) from error
     finally:
         if staged is not None:

@@ -8,6 +8,7 @@ imports of a worker take.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -22,25 +23,27 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from tiny_runs import build_config, read_events, read_metrics, train
 
+from sftray.train_fn.errors import StoppedError
+
 _NEVER = threading.Event()
 _LOOK_S, _LIMIT_S = 0.02, 180.0
 
 
 def run(folder: str, kills: int) -> None:
     """The run whose workers are killed: long enough not to end by itself."""
-    train(
-        build_config(
-            Path(folder),
-            train={"epochs": 100_000, "save_every": 20, "eval_every": 0, "log_every": 1},
-            scaling={"max_failures": kills},
-            store={"path": str(Path(folder) / "runs"), "keep_checkpoints": 2},
-        )
+    config = build_config(
+        Path(folder),
+        train={"epochs": 100_000, "save_every": 20, "eval_every": 0, "log_every": 1},
+        scaling={"max_failures": kills},
+        store={"path": str(Path(folder) / "runs"), "keep_checkpoints": 2},
     )
+    with contextlib.suppress(StoppedError):  # it is told to stop when all has been measured
+        train(config)
 
 
-def wait_for(run_dir: Path, state: str, attempt: int, limit_s: float = _LIMIT_S) -> dict[str, Any]:
+def wait_for(run_dir: Path, state: str, attempt: int) -> dict[str, Any]:
     """The first event of this state in this attempt."""
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + _LIMIT_S
     while time.monotonic() < end:
         events = read_events(run_dir) if (run_dir / "events.jsonl").exists() else []
         for event in events:

@@ -1,0 +1,32 @@
+"""What is tried again of what goes wrong while workers get ready."""
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from sftray.cluster.joining import JoiningConfig, describe_error, may_pass
+
+
+def in_task(cause: Exception) -> Exception:
+    error: Exception = RayTaskError("execute", "Traceback …", cause).as_instanceof_cause()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes", "words"),
+    [
+        (in_task(RuntimeError("no address\nfor nothere0")), True, "no address for nothere0"),
+        (in_task(ConnectionResetError("reset")), True, "reset"),
+        (ActorDiedError(), True, "The actor died unexpectedly before finishing this task."),
+        (in_task(ImportError("no module named sftray")), False, "no module named sftray"),
+        (in_task(ValueError("bad")), False, "bad"),
+        (ValueError(), False, "ValueError"),
+    ],
+)
+def test_a_network_may_come_back_and_a_module_does_not(error: Exception, passes: bool, words: str) -> None:
+    assert may_pass(error) == passes
+    assert describe_error(error) == words
+
+
+def test_the_settings_are_those_of_ray() -> None:
+    config = JoiningConfig(backend="gloo", timeout_s=120)
+    assert (config.backend, config.timeout_s, config.init_method) == ("gloo", 120, "env")
