@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEED ?= 1
 
-.PHONY: help quickstart test test-fast test-system lint format bench lock clean
+.PHONY: help quickstart test test-fast test-system chaos lint format bench lock clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,12 @@ test-fast: $(STAMP)  ## the tests without Ray, in less than two minutes
 
 test-system: $(STAMP)  ## tests that need Debian packages or root
 	$(BIN)/python -m pytest -q -m system || test $$? -eq 5
+
+chaos: $(STAMP)  ## the whole matrix of faults, whose table it puts into the README: SEED=1
+	rm -f .chaos.jsonl
+	CHAOS_OUT=$(CURDIR)/.chaos.jsonl CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q tests/chaos
+	CHAOS_OUT=$(CURDIR)/.chaos.jsonl CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -m chaos --ignore tests/chaos
+	$(BIN)/python tests/chaos/outcomes.py .chaos.jsonl README.md $(SEED)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

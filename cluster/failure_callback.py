@@ -10,13 +10,14 @@ from typing import Any
 from ray.train import UserCallback
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 
+from sftray.cluster.elastic import settle_nodes
 from sftray.cluster.failures import build_error, decide, read_failure
 from sftray.train_fn.failure import Failure, WorkerFailed, add_failure, as_failure, read_events, read_failures
 from sftray.train_fn.journal import METRICS, Journal
 
 # Ray asks all workers to leave their process group, which one that is frozen or gone cannot do, and waits so long
 # for it (30 s by itself). It reads this when it shuts workers down, and takes it from no one else's environment.
-_GOODBYE_S = "5"
+_GOODBYE_S = "2"
 _TAIL_BYTES = 1 << 16
 
 
@@ -26,8 +27,8 @@ class FailureCallback(UserCallback):  # type: ignore[misc]  # Ray has no annotat
     The cause of a failure gets a line in the run's events: written here for a worker that could not do it itself.
     """
 
-    def __init__(self, run_dir: Path, max_failures: int) -> None:
-        self._run_dir, self.max_failures = run_dir, max_failures
+    def __init__(self, run_dir: Path, max_failures: int, is_elastic: bool = False) -> None:
+        self._run_dir, self.max_failures, self._is_elastic = run_dir, max_failures, is_elastic
         self._seen = ""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -43,6 +44,8 @@ class FailureCallback(UserCallback):  # type: ignore[misc]  # Ray has no annotat
             self._write(decision.cause, events)
         if decision.action == "stop":
             raise build_error(decision, worker_exceptions, history, self.max_failures, self._run_dir)
+        if self._is_elastic and seen != self._seen:
+            settle_nodes(worker_exceptions)
 
     def _write(self, cause: Failure, events: list[dict[str, Any]]) -> None:
         if not any(e["state"] == "worker_failed" and e["attempt"] == cause.attempt for e in events):

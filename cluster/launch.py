@@ -42,7 +42,9 @@ def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) ->
     )  # not above: Ray's controller, which has no use for it, comes here
 
     run_dir = Path(job["run_dir"])
-    return run_function(train_worker, job, run_dir, placement, FailureCallback(run_dir, max_failures))
+    return run_function(
+        train_worker, job, run_dir, placement, FailureCallback(run_dir, max_failures, placement.is_elastic)
+    )
 
 
 def run_function(

@@ -28,6 +28,10 @@ class Placement:
     use_gpu: bool
     cpus_per_worker: int
 
+    @property
+    def is_elastic(self) -> bool:
+        return not isinstance(self.num_workers, int)
+
     def to_resources(self) -> dict[str, float]:
         gpu = {"GPU": 1.0} if self.use_gpu else {}
         return {"CPU": float(self.cpus_per_worker), **gpu}

@@ -115,7 +115,7 @@ def take_lease(
     while True:
         number, record = _read_owner(store)
         if _watch(store, number, record, here, clock, sleep) == "alive":
-            raise ConfigError(_describe_owner(store, number, _read_owner(store)[1] or {}, clock()))
+            raise ConfigError(_describe_owner(store, *_read_owner(store), clock()))
         mine = {
             **{"run": run, "owner": number + 1, **describe_process(), "machine": here.machine},
             **{"started": here.find_start(os.getpid()), "heartbeat": clock(), "released": False},
@@ -152,7 +152,9 @@ def _name(number: int) -> str:
     return name_record("owner-", number)
 
 
-def _describe_owner(store: Store, number: int, record: Record, now: float) -> Problem:
+def _describe_owner(store: Store, number: int, found: Record | None, now: float) -> Problem:
+    record = found or {}
+
     def ago(key: str) -> str:
         return f"{max(now - float(record.get(key) or now), 0):.0f} s ago"
 

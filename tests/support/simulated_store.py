@@ -1,4 +1,4 @@
-"""Stores for a model of the checkpoint protocol: processes that stop between any two acts of theirs, for good or while
+"""Stores for a model of the checkpoint protocol: processes that stop between any two of their acts, for good or while
 others act."""
 
 import hashlib
