@@ -2,6 +2,7 @@
 others act."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,25 +15,53 @@ class CrashError(BaseException):
 
 
 class Process:
-    """A process that makes a tick before each act. `plan` says after how many ticks it crashes or is interrupted."""
+    """A process that makes a tick before each act, and can be stopped there. It runs in a thread, and only while
+    `go` waits for it: so whatever two processes do, they do it in an order that the test has chosen.
+    """
 
     def __init__(self) -> None:
         self.is_dead = False
-        self._ticks = 0
-        self._crash_at: int | None = None
-        self._interlude: tuple[int, Callable[[], None]] | None = None
+        self.error: BaseException | None = None
+        self._left: int | None = None  # ticks that it may still make; None is any number
+        self._thread: threading.Thread | None = None
+        self._may_go, self._has_stopped = threading.Semaphore(0), threading.Semaphore(0)
 
-    def plan(self, crash_at: int | None = None, interlude: tuple[int, Callable[[], None]] | None = None) -> None:
-        self._ticks, self._crash_at, self._interlude = 0, crash_at, interlude
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None
+
+    def start(self, act: Callable[[], object]) -> None:
+        def run() -> None:
+            self._may_go.acquire()
+            try:
+                act()
+            except BaseException as error:  # handed to `go`
+                self.error = error
+            self._thread = None
+            self._has_stopped.release()
+
+        self.error, self._thread = None, threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def go(self, ticks: int | None = None) -> None:
+        """Let it go on for so many acts, or to its end."""
+        if self.is_busy:
+            self._left = ticks
+            self._may_go.release()
+            self._has_stopped.acquire()
+
+    def kill(self) -> None:
+        self.is_dead = True
+        self.go()
 
     def tick(self) -> None:
-        if self._interlude is not None and self._ticks >= self._interlude[0]:
-            act, self._interlude = self._interlude[1], None
-            act()
-        if self.is_dead or self._ticks == self._crash_at:
-            self.is_dead = True
+        if self._left == 0:
+            self._has_stopped.release()
+            self._may_go.acquire()
+        if self.is_dead:
             raise CrashError
-        self._ticks += 1
+        if self._left:
+            self._left -= 1
 
 
 class MemoryBucket:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from simulated_store import CrashError, Process, ShakenFolder, ShakenObjects
 
 from sftray.train_fn import attempts, checkpoint, cleanup, resume, store_objects
@@ -24,11 +24,9 @@ from sftray.train_fn.store import Store
 from sftray.train_fn.store_objects import ObjectStore
 from sftray.train_fn.store_posix import FolderStore
 
-TICKS = st.none() | st.none() | st.integers(0, 30)
+TICKS = st.none() | st.integers(0, 12)
 PICK = st.integers(0, 7)
 LOSS = st.none() | st.integers(1, 9).map(lambda tenths: tenths / 10)
-WHEN = st.integers(0, 14) | st.integers(6, 11) | st.integers(0, 30)
-INTERLUDE = st.none() | st.tuples(WHEN, st.sampled_from(["begin", "begin", "commit", "prune"]), PICK, LOSS)
 
 
 def make_content(step: int, attempt: int, name: str) -> bytes:
@@ -66,12 +64,15 @@ class Attempt:
 
 
 class Protocol(RuleBasedStateMachine):
-    """`begun`: number and start step of each attempt whose beginning has returned."""
+    """`begun`: number and start step of each attempt whose beginning has returned. `late`: checkpoints that were
+    published when a newer attempt had its number, which may take them or not."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive: list[Attempt] = []
+        self.attempts: list[Attempt] = []
         self.begun: list[tuple[int, int]] = []
+        self.seen: set[str] = set()
+        self.late: set[str] = set()
         self.floor, self.ceiling = 0, float("inf")
         self.fsync, os.fsync = os.fsync, lambda handle: None  # processes die here, not the machine
         self.open()
@@ -87,67 +88,67 @@ class Protocol(RuleBasedStateMachine):
         raise NotImplementedError
 
     def teardown(self) -> None:
+        for attempt in self.attempts:
+            attempt.process.kill()
         os.fsync = self.fsync
 
-    # What processes do, and what may come in between.
+    # What processes do.
 
-    def run(self, attempt: Attempt, act: Callable[[], object], crash_at: int | None, interlude: Any) -> None:
-        between = interlude and (interlude[0], lambda: self.interrupt(attempt, *interlude[1:]))
-        attempt.process.plan(crash_at, between)
-        try:
-            act()
-        except (CrashError, FencedError):
+    def go(self, attempt: Attempt, ticks: int | None) -> None:
+        attempt.process.go(ticks)
+        error = attempt.process.error
+        if isinstance(error, CrashError | FencedError):
             attempt.process.is_dead = True
-        attempt.process.plan()
-        self.alive = [each for each in self.alive if not each.process.is_dead]
+        elif error is not None:
+            raise error
+        self.attempts = [each for each in self.attempts if not each.process.is_dead]
 
-    def interrupt(self, sleeper: Attempt, kind: str, pick: int, loss: float | None) -> None:
-        others = [attempt for attempt in self.alive if attempt is not sleeper]
-        if kind == "begin":
-            self.begin(None, None)
-        elif others:
-            other = others[pick % len(others)]
-            self.run(
-                other, (lambda: other.commit(loss)) if kind == "commit" else (lambda: other.prune(1)), None, None
-            )
+    def choose(self, pick: int, busy: bool) -> Attempt | None:
+        found = [each for each in self.attempts if each.process.is_busy == busy]
+        return found[-1 - pick % len(found)] if found else None
 
-    def begin(self, crash_at: int | None, interlude: Any) -> None:
+    @rule(ticks=TICKS)
+    def one_begins(self, ticks: int | None) -> None:
         attempt = Attempt(self.open_store)
+        self.attempts.append(attempt)
 
         def act() -> None:
             beginning = attempt.begin()
             self.begun.append((beginning.attempt, beginning.start_step))
-            self.alive.append(attempt)
 
-        self.run(attempt, act, crash_at, interlude)
+        attempt.process.start(act)
+        self.go(attempt, ticks)
 
-    @rule(crash_at=TICKS, interlude=INTERLUDE)
-    def an_attempt_begins(self, crash_at: int | None, interlude: Any) -> None:
-        self.begin(crash_at, interlude)
+    @rule(pick=PICK, loss=LOSS, ticks=TICKS)
+    def one_commits(self, pick: int, loss: float | None, ticks: int | None) -> None:
+        if attempt := self.choose(pick, busy=False):
+            attempt.process.start(lambda: attempt.commit(loss))
+            self.go(attempt, ticks)
 
-    @precondition(lambda self: self.alive)
-    @rule(pick=PICK, loss=LOSS, crash_at=TICKS, interlude=INTERLUDE)
-    def one_commits(self, pick: int, loss: float | None, crash_at: int | None, interlude: Any) -> None:
-        attempt = self.alive[pick % len(self.alive)]
-        self.run(attempt, lambda: attempt.commit(loss), crash_at, interlude)
+    @rule(pick=PICK, keep=st.integers(1, 2), ticks=TICKS)
+    def one_prunes(self, pick: int, keep: int, ticks: int | None) -> None:
+        if attempt := self.choose(pick, busy=False):
+            attempt.process.start(lambda: attempt.prune(keep))
+            self.go(attempt, ticks)
 
-    @precondition(lambda self: self.alive)
-    @rule(loss=LOSS)
-    def the_newest_commits(self, loss: float | None) -> None:
-        attempt = max(self.alive, key=lambda each: each.number)
-        self.run(attempt, lambda: attempt.commit(loss), None, None)
+    @rule(pick=PICK, ticks=TICKS)
+    def one_goes_on(self, pick: int, ticks: int | None) -> None:
+        if attempt := self.choose(pick, busy=True):
+            self.go(attempt, ticks)
 
-    @precondition(lambda self: self.alive)
-    @rule(pick=PICK, keep=st.integers(1, 3), crash_at=TICKS, interlude=INTERLUDE)
-    def one_prunes(self, pick: int, keep: int, crash_at: int | None, interlude: Any) -> None:
-        attempt = self.alive[pick % len(self.alive)]
-        self.run(attempt, lambda: attempt.prune(keep), crash_at, interlude)
+    @rule(pick=PICK, busy=st.booleans())
+    def one_dies(self, pick: int, busy: bool) -> None:
+        if attempt := self.choose(pick, busy):
+            attempt.process.kill()
+            self.attempts.remove(attempt)
 
-    @precondition(lambda self: list_checkpoints(self.truth))
     @rule(pick=PICK, name=st.sampled_from(["weights", "state", "MANIFEST.json"]), kind=st.sampled_from("fta"))
     def a_file_rots(self, pick: int, name: str, kind: str) -> None:
-        """Flipped, truncated or absent. Who trusts a checkpoint has compared its hashes, and does so no more."""
+        """Flipped, truncated or absent, while nobody is in the middle of something. Who has compared the hashes of a
+        checkpoint does not do so again, so of this one nobody has."""
         found = list_checkpoints(self.truth)
+        if not found or any(attempt.process.is_busy for attempt in self.attempts):
+            return
         chosen = found[-1 - pick % len(found)]
         changes: dict[str, Callable[[bytes], bytes | None]] = {
             "f": lambda data: bytes([data[0] ^ 1]) + data[1:],
@@ -155,7 +156,7 @@ class Protocol(RuleBasedStateMachine):
             "a": lambda data: None,
         }
         self.spoil(f"checkpoints/{chosen.name}/{name}", changes[kind])
-        for attempt in self.alive:
+        for attempt in self.attempts:
             attempt.trusted.discard(chosen.name)
         self.floor, self.ceiling = self.measure(self.find_whole())
 
@@ -165,23 +166,30 @@ class Protocol(RuleBasedStateMachine):
         return [c for c in list_checkpoints(self.truth) if not verify_in_store(self.truth, c)]
 
     def measure(self, whole: list[Checkpoint]) -> tuple[int, float]:
-        """The step of the newest whole checkpoint, and the lowest loss of a whole one."""
-        best = rank_by_loss(whole)
-        return max((c.step for c in whole), default=0), best[0].manifest.val_loss or 0 if best else float("inf")
+        """The step of the newest whole checkpoint, and the lowest loss of one, late ones aside."""
+        counted = [c for c in whole if c.name not in self.late]
+        best = rank_by_loss(counted)
+        return max((c.step for c in counted), default=0), best[0].manifest.val_loss or 0 if best else float("inf")
 
     @invariant()
     def nothing_is_lost_and_nothing_wrong_is_resumed(self) -> None:
         whole = self.find_whole()
+        newest_attempt = attempts.find_newest_attempt(self.truth)
+        new = {c.name for c in whole if c.manifest.attempt < newest_attempt} - self.seen
+        self.seen |= {c.name for c in whole}
+        self.late |= new
+        self.late -= {c.name for c in whole if any(n > c.manifest.attempt and s == c.step for n, s in self.begun)}
         step, loss = self.measure(whole)
         assert step >= self.floor, "the newest whole checkpoint has gone back"
         assert loss <= self.ceiling, "the best whole checkpoint is gone"
         self.floor, self.ceiling = step, loss
         if whole:
-            number = whole[-1].manifest.attempt
+            newest = whole[-1]
+            number = newest.manifest.attempt
             for name in ("weights", "state"):
-                found = self.truth.read(f"checkpoints/{whole[-1].name}/{name}")
-                assert found == make_content(step, number, name), "the resume point is not what was saved"
-            overtaken = [n for n, start in self.begun if n > number and start < step]
+                found = self.truth.read(f"checkpoints/{newest.name}/{name}")
+                assert found == make_content(newest.step, number, name), "the resume point is not what was saved"
+            overtaken = [n for n, start in self.begun if n > number and start < newest.step]
             assert not overtaken, "the resume point is fenced"
 
 

@@ -59,7 +59,11 @@ def test_a_milestone_is_logged_validated_saved_and_reported(tmp_path: Path) -> N
     )
     job = build_job(config, tmp_path, evaluations=list(QUARTERS))
     told: list[tuple[Metrics, Path | None]] = []
-    assert run_here(job, lambda metrics, folder: told.append((metrics, folder))) == {"step": 10, "stopped": False}
+    assert run_here(job, lambda metrics, folder: told.append((metrics, folder))) == {
+        "step": 10,
+        "stopped": False,
+        "why": "",
+    }
     rows = read_metrics(Path(job["run_dir"]))
     assert [(row["step"], row.get("milestone")) for row in rows] == [
         (0, None), (3, 0.25), (5, 0.5), (8, 0.75), (10, 1.0)
@@ -112,9 +116,9 @@ def test_a_stop_file_saves_and_stops_and_the_run_goes_on_without_it(tmp_path: Pa
     stop = tmp_path / "stop"
     job = build_job(config, tmp_path, "stopped", stop_file=str(stop), evaluations=[0.25])
     outcome = run_here(job, lambda metrics, folder: stop.touch())
-    assert outcome == {"step": 4, "stopped": True}  # 25 % is step 3, and the next one sees the file
+    assert outcome == {"step": 4, "stopped": True, "why": ""}  # 25 % is step 3, and the next one sees the file
     assert [c.step for c in list_checkpoints(Path(job["run_dir"], "checkpoints"))] == [3, 4]
     stop.unlink()
-    assert run_here(job) == {"step": 12, "stopped": False}
+    assert run_here(job) == {"step": 12, "stopped": False, "why": ""}
     assert trace(Path(job["run_dir"])) == trace(Path(whole["run_dir"]))
     assert hash_newest(job) == hash_newest(whole)

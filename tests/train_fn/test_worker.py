@@ -98,7 +98,7 @@ def run_on_ray(job: dict[str, Any], config: RunConfig) -> dict[str, Any]:
 def test_a_worker_of_ray_train_and_this_process_learn_the_same(tmp_path: Path) -> None:
     config = build_config(tmp_path, scaling={"num_workers": 1}, train={"precision": "bf16"})
     on_ray, here = build_job(config, tmp_path, "ray"), build_job(config, tmp_path, "here")
-    assert run_on_ray(on_ray, config) == run_here(here) == {"step": 12, "stopped": False}
+    assert run_on_ray(on_ray, config) == run_here(here) == {"step": 12, "stopped": False, "why": ""}
     assert hash_newest(on_ray) == hash_newest(here)
     assert trace(Path(on_ray["run_dir"])) == trace(Path(here["run_dir"]))
 
@@ -110,11 +110,11 @@ def test_two_workers_agree_on_the_start_on_milestones_and_on_stopping(tmp_path: 
     before, stop = tmp_path / "before.json", tmp_path / "stop"
     more = {"evaluations": [0.5, 1.0], "before": str(before), "stop_file": str(stop)}
     jobs = [build_job(config, tmp_path, name, **more) for name in ("one", "two")]
-    assert run_on_ray(jobs[0], config) == {"step": 12, "stopped": False}
+    assert run_on_ray(jobs[0], config) == {"step": 12, "stopped": False, "why": ""}
     stop.touch()
-    assert run_on_ray(jobs[1], config) == {"step": 1, "stopped": True}
+    assert run_on_ray(jobs[1], config) == {"step": 1, "stopped": True, "why": ""}
     stop.unlink()
-    assert run_on_ray(jobs[1], config) == {"step": 12, "stopped": False}
+    assert run_on_ray(jobs[1], config) == {"step": 12, "stopped": False, "why": ""}
     one, two = (Path(job["run_dir"]) for job in jobs)
     assert [row["step"] for row in read_metrics(one) if "milestone" in row] == [6, 12]
     assert [e["step"] for e in read_events(one) if e["state"] == "checkpoint"] == [6, 12]
