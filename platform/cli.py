@@ -55,22 +55,23 @@ def train(config: Config, overrides: Overrides = None, as_json: Json = False) ->
 
 
 @app.command()
-def resume(run: Run, store: Store = "./runs", as_json: Json = False) -> None:
-    """Continue an interrupted run or sweep."""
+def resume(run: Run, overrides: Overrides = None, store: Store = "./runs", as_json: Json = False) -> None:
+    """Continue an interrupted run or sweep; a run also with other learning rate, steps, layout or logging."""
     from sftray.platform.driver import resume_run
     from sftray.platform.results import find_run
     from sftray.platform.summary import show_summary
     from sftray.platform.sweep import resume_sweep
-    from sftray.platform.sweep_files import find_sweep, refuse_trial
+    from sftray.platform.sweep_files import find_sweep, refuse_overrides, refuse_trial
     from sftray.platform.terminal import build_console
 
     console = build_console(stderr=as_json)
     if (sweep := find_sweep(run, store)) is not None:
+        refuse_overrides(overrides or ())
         show_sweep(lambda: resume_sweep(sweep, console), as_json)
         return
     folder = find_run(run, store)
     refuse_trial(folder)
-    summary = resume_run(folder, console)
+    summary = resume_run(folder, console, overrides or ())
     if as_json:
         print_json(summary.to_json())
     else:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sftray.cluster.resources import Placement
 from sftray.platform.mirror import Follower
 from sftray.platform.progress import build_progress
 from sftray.platform.receipt_words import describe_preparation, describe_receipt
+from sftray.platform.resuming import describe_changes, load_changed, save_changes
 from sftray.platform.run_directory import (
     TOKENS,
     check_name_is_free,
@@ -32,7 +33,7 @@ from sftray.platform.summary import RunSummary, summarize
 from sftray.platform.tracking import build_wandb_mirror
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config import RunConfig
-from sftray.train_fn.config_file import Resolved, dump_config, load_config
+from sftray.train_fn.config_file import Resolved, dump_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
 from sftray.train_fn.lease import Lease, hold_lease
@@ -83,21 +84,26 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
             return run_attempt(Attempt(run_dir, resolved.config, prepared, console, lease), placement)
 
 
-def resume_run(run_dir: Path, console: Console) -> RunSummary:
-    """Continue an interrupted run from its newest whole checkpoint, with the config it was started with.
+def resume_run(run_dir: Path, console: Console, overrides: Sequence[str] = ()) -> RunSummary:
+    """Continue an interrupted run from its newest whole checkpoint, with its config and `overrides` over it.
 
     Raises:
-        ConfigError: the folder is no run, another process drives it, or its data is not what it was.
+        ConfigError: the folder is no run, another process drives it, its data is not what it was, or an override
+            would make it another run.
     """
     if not (run_dir / CONFIG).exists():
         raise ConfigError(Problem(f"{run_dir} is no run: it has no {CONFIG}", fix="sftray runs list"))
-    config = load_config(run_dir / CONFIG).config
+    resolved, changes = load_changed(run_dir, overrides)
+    config = resolved.config
     store = open_store(config.store.model_copy(update={"path": str(run_dir.absolute().parent)}))
     check_this_machine(config.scaling)
     with hold_lease(connect_store(run_dir), run_dir.name) as lease:
+        for line in describe_changes(changes):
+            console.print(f"changed: {line}", highlight=False, markup=False, soft_wrap=True)
         prepared = None if has_cluster() else prepare_again(run_dir, config, store, console)
         with connect_for(config.scaling) as (placement, num_nodes):
             prepared = prepared or prepare_again(run_dir, config, store, console, choose_map(num_nodes))
+            save_changes(run_dir, resolved, changes)
             return run_attempt(Attempt(run_dir, config, prepared, console, lease), placement)
 
 

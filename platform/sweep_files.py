@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -69,6 +69,18 @@ def is_sweep(folder: Path) -> bool:
 def find_sweep(name_or_path: str, store: str) -> Path | None:
     """The directory of a sweep, given by its path or by its name in `store`."""
     return next((folder for folder in (Path(name_or_path), Path(store, name_or_path)) if is_sweep(folder)), None)
+
+
+def refuse_overrides(overrides: Sequence[str]) -> None:
+    """A sweep goes on as it began, for its trials are compared."""
+    if overrides:
+        raise ConfigError(
+            Problem(
+                f"{overrides[0]}: a sweep is resumed with the settings that it began with",
+                why="trials of other settings could not be compared with those that have ended",
+                fix="sftray resume without settings, or a new sweep: sftray tune … name=…",
+            )
+        )
 
 
 def refuse_trial(run_dir: Path) -> None:

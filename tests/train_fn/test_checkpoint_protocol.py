@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from simulated_store import CrashError, Process, ShakenFolder, ShakenObjects
 
 from sftray.train_fn import attempts, checkpoint, cleanup, resume, store_objects
@@ -24,7 +24,7 @@ from sftray.train_fn.store import Store
 from sftray.train_fn.store_objects import ObjectStore
 from sftray.train_fn.store_posix import FolderStore
 
-TICKS = st.none() | st.integers(0, 12)
+TICKS = st.none() | st.integers(1, 12)
 PICK = st.integers(0, 7)
 LOSS = st.none() | st.integers(1, 9).map(lambda tenths: tenths / 10)
 
@@ -104,9 +104,10 @@ class Protocol(RuleBasedStateMachine):
         self.attempts = [each for each in self.attempts if not each.process.is_dead]
 
     def choose(self, pick: int, busy: bool) -> Attempt | None:
-        found = [each for each in self.attempts if each.process.is_busy == busy]
+        found = [each for each in self.attempts if each.process.is_busy == busy and (busy or each.number)]
         return found[-1 - pick % len(found)] if found else None
 
+    @precondition(lambda self: len(self.attempts) < 3)
     @rule(ticks=TICKS)
     def one_begins(self, ticks: int | None) -> None:
         attempt = Attempt(self.open_store)
@@ -119,35 +120,44 @@ class Protocol(RuleBasedStateMachine):
         attempt.process.start(act)
         self.go(attempt, ticks)
 
+    @precondition(lambda self: self.choose(0, busy=False))
+    @rule(loss=LOSS)
+    def the_newest_commits(self, loss: float | None) -> None:
+        self.one_commits(0, loss, None)
+
+    @precondition(lambda self: self.choose(0, busy=False))
     @rule(pick=PICK, loss=LOSS, ticks=TICKS)
     def one_commits(self, pick: int, loss: float | None, ticks: int | None) -> None:
         if attempt := self.choose(pick, busy=False):
             attempt.process.start(lambda: attempt.commit(loss))
             self.go(attempt, ticks)
 
+    @precondition(lambda self: self.choose(0, busy=False))
     @rule(pick=PICK, keep=st.integers(1, 2), ticks=TICKS)
     def one_prunes(self, pick: int, keep: int, ticks: int | None) -> None:
         if attempt := self.choose(pick, busy=False):
             attempt.process.start(lambda: attempt.prune(keep))
             self.go(attempt, ticks)
 
+    @precondition(lambda self: self.choose(0, busy=True))
     @rule(pick=PICK, ticks=TICKS)
     def one_goes_on(self, pick: int, ticks: int | None) -> None:
         if attempt := self.choose(pick, busy=True):
             self.go(attempt, ticks)
 
-    @rule(pick=PICK, busy=st.booleans())
-    def one_dies(self, pick: int, busy: bool) -> None:
-        if attempt := self.choose(pick, busy):
-            attempt.process.kill()
-            self.attempts.remove(attempt)
+    @precondition(lambda self: len(self.attempts) > 2)
+    @rule(pick=PICK)
+    def one_dies(self, pick: int) -> None:
+        attempt = self.attempts.pop(pick % len(self.attempts))
+        attempt.process.kill()
 
+    @precondition(lambda self: self.seen and not self.choose(0, busy=True))
     @rule(pick=PICK, name=st.sampled_from(["weights", "state", "MANIFEST.json"]), kind=st.sampled_from("fta"))
     def a_file_rots(self, pick: int, name: str, kind: str) -> None:
         """Flipped, truncated or absent, while nobody is in the middle of something. Who has compared the hashes of a
         checkpoint does not do so again, so of this one nobody has."""
         found = list_checkpoints(self.truth)
-        if not found or any(attempt.process.is_busy for attempt in self.attempts):
+        if not found:
             return
         chosen = found[-1 - pick % len(found)]
         changes: dict[str, Callable[[bytes], bytes | None]] = {
@@ -259,6 +269,49 @@ def test_whatever_happens_what_was_saved_stays_in_many_orders(
     run_machine(kind, examples=1000, steps=40, derandomize=False)
 
 
+def hand_over_at_every_moment(kind: str) -> None:
+    """One attempt sleeps at any act of a save, and another while it begins; the first saves and prunes, then the other
+    goes on."""
+    for asleep_at in range(1, 14):
+        for taken_at in range(1, 18):
+            machine = MACHINES[kind]()
+            try:
+                hand_over(machine, asleep_at, taken_at)
+            finally:
+                machine.teardown()
+
+
+def hand_over(machine: Protocol, asleep_at: int, taken_at: int) -> None:
+    look = machine.nothing_is_lost_and_nothing_wrong_is_resumed
+    machine.one_begins(None)
+    machine.the_newest_commits(0.5)
+    look()
+    (older,) = machine.attempts
+    machine.one_commits(0, None, asleep_at)
+    look()
+    machine.one_begins(taken_at)
+    look()
+    machine.go(older, None)
+    look()
+    if not older.process.is_dead:
+        older.process.start(lambda: older.prune(1))
+        machine.go(older, None)
+        look()
+    for attempt in list(machine.attempts):
+        machine.go(attempt, None)
+    look()
+
+
+@pytest.mark.parametrize("clears", [True, False], ids=["clearing", "not clearing"])
+@pytest.mark.parametrize("kind", MACHINES)
+def test_a_run_can_be_taken_over_at_every_moment_of_a_save(
+    kind: str, clears: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not clears:
+        monkeypatch.setattr(*NO_CLEARING)
+    hand_over_at_every_moment(kind)
+
+
 def never_fence(step: int, attempt: int, starts: dict[int, int]) -> bool:
     return False
 
@@ -302,7 +355,6 @@ NO_CLEARING = (resume, "clear_unpublished", clear_nothing)
 # does not clear away what others are writing, as it cannot where a mount shows it late.
 MISTAKES: dict[str, tuple[tuple[str, ...], list[tuple[Any, str, Any]]]] = {
     "readers do not fence": (BOTH, [(checkpoint, "is_fenced", never_fence), NO_CLEARING]),
-    "an older attempt prunes": (BOTH, [(cleanup, "find_newest_attempt", lambda store: 0)]),
     "the best is not kept": (BOTH, [(cleanup, "rank_by_loss", lambda found: [])]),
     "the newest is kept, whole or not": (BOTH, [(cleanup, "_find_whole", trust_all)]),
     "hashes are not compared": (BOTH, [(checkpoint, "compare_files", compare_sizes)]),
@@ -320,3 +372,11 @@ def test_a_mistake_in_the_protocol_is_found(mistake: str, kind: str, monkeypatch
         monkeypatch.setattr(place, name, wrong)
     with pytest.raises(AssertionError):
         run_machine(kind, examples=1500, steps=30)
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_an_older_attempt_that_prunes_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*NO_CLEARING)
+    monkeypatch.setattr(cleanup, "find_newest_attempt", lambda store: 0)
+    with pytest.raises(AssertionError, match=r"the (newest|best) whole checkpoint"):
+        hand_over_at_every_moment(kind)
