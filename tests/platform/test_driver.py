@@ -201,7 +201,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, change: str) -> None
     with pytest.raises(ConfigError, match="the data is not what it was at the start") as caught:
         resume(run_dir)
     assert caught.value.problems[0].where == str(run_dir / DATA)
-    assert sorted(path.name for path in run_dir.iterdir()) == [CONFIG, DATA]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["LEASE.json", CONFIG, DATA, "leases"]
 
 
 def test_a_run_is_not_resumed_where_its_data_is_gone(tmp_path: Path) -> None:

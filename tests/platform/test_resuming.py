@@ -9,7 +9,7 @@ from sftray.platform.cli import main
 from sftray.platform.resuming import describe_changes, load_changed, save_changes
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import ConfigError
-from sftray.train_fn.journal import CONFIG
+from sftray.train_fn.journal import CONFIG, Journal
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_what_would_make_it_another_run_is_refused_with_the_difference(run_dir: 
 
 
 def test_all_that_is_refused_is_said_at_once(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Journal(run_dir).add_event("starting", 0)
     assert main(["resume", str(run_dir), "train.seed=2", "data.max_seq_len=64"]) == 2
     said = capsys.readouterr().err
     assert "train.seed is 1 in this run" in said and "data.max_seq_len is 128 in this run" in said

@@ -175,7 +175,7 @@ def test_a_store_that_cannot_be_read_breaks_nothing(s3_endpoint: str) -> None:
     with run_proxy(s3_endpoint) as proxy:
         store = connect_store(make_place(s3_endpoint, proxy.address), Patience(2, 0.001))
         commit(store, 10)
-        proxy.faults = Faults(error_rate=0.7, seed=2)
+        proxy.faults = Faults(error_rate=1.0, seed=2)
         for _ in range(5):
             with pytest.raises(StoreError):
                 begin_attempt(store, "alpha")
