@@ -94,6 +94,7 @@ def find_controller(run_dir: Path) -> int:
     raise AssertionError("no controller")
 
 
+@pytest.mark.chaos
 def test_two_drivers_of_one_run(ray_address: str, tmp_path: Path) -> None:
     run_dir, process = begin(tmp_path, ray_address)
     wait_for(lambda: count_steps(run_dir) >= 5, process, tmp_path)
@@ -139,6 +140,7 @@ def away(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Callable[[
     yield take
 
 
+@pytest.mark.chaos
 def test_a_store_that_refuses_for_a_while(
     straight: Path, ray_address: str, tmp_path: Path, away: Callable[[Path], Callable[[], None]]
 ) -> None:

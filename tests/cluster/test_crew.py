@@ -93,6 +93,7 @@ def test_a_job_that_fails_costs_only_itself(tmp_path: Path, placement: Placement
     assert hash_newest(third) == hash_newest(first)
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_costs_time_and_the_next_job_gets_workers_that_never_failed(
     tmp_path: Path, placement: Placement
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_killed_worker_costs_time_and_the_next_job_gets_workers_that_never_fai
     assert not set(find_pids(after)) & set(find_pids(job))
 
 
+@pytest.mark.chaos
 def test_workers_that_were_lost_while_they_waited_are_nobody_s_failure(tmp_path: Path, placement: Placement) -> None:
     before, after = make_job(tmp_path, "before"), make_job(tmp_path, "after")
     run(before, placement, max_failures=0)
@@ -122,6 +124,7 @@ def test_workers_that_were_lost_while_they_waited_are_nobody_s_failure(tmp_path:
     assert find(after, "worker_failed") == [] and len(find(after, "running")) == 1
 
 
+@pytest.mark.chaos
 def test_workers_without_a_job_go_home_and_leave_nothing(tmp_path: Path, placement: Placement) -> None:
     crew.dismiss()
     waiting = crew.Crew(tmp_path / "home", placement, max_failures=0, idle_s=0.5)

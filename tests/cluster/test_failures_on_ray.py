@@ -95,6 +95,7 @@ def test_a_killed_worker_is_named_and_the_run_ends_as_the_straight_one(
     assert_equal_runs(job, reference)
 
 
+@pytest.mark.chaos
 def test_a_frozen_worker_is_noticed_ended_and_replaced(
     tmp_path: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def no_network(ray_address: str) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("no_network")
 def test_workers_that_do_not_reach_each_other_are_tried_a_few_times(tmp_path: Path) -> None:
     _, job = make_job(tmp_path)
