@@ -21,11 +21,11 @@ $(STAMP): cluster/requirements.txt pyproject.toml
 quickstart: $(STAMP)  ## train the small model that ships, on two workers, and show it before and after
 	$(BIN)/sftray train quickstart
 
-test: $(STAMP)  ## all tests that need only Python; those with Ray share one cluster
-	$(BIN)/python -m pytest -q -m "not system and not chaos"
+test: test-fast  ## all tests that need only Python; those with Ray share one cluster
+	$(BIN)/python -m pytest -q -m "ray and not system and not chaos"
 
-test-fast: $(STAMP)  ## the tests without Ray, in less than two minutes
-	$(BIN)/python -m pytest -q -m "not ray and not system and not chaos"
+test-fast: $(STAMP)  ## the tests without Ray, on two cores
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not ray and not system and not chaos"
 
 test-system: $(STAMP)  ## tests that need Debian packages or root
 	$(BIN)/python -m pytest -q -m system || test $$? -eq 5
