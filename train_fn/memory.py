@@ -1,6 +1,7 @@
 """The peak memory of a run: counted from its own start, for several may run in one process one after another."""
 
 import contextlib
+import ctypes
 import gc
 import resource
 import sys
@@ -20,20 +21,22 @@ def reset_peak(device: torch.device) -> None:
     """
     if "torch._dynamo" in sys.modules:  # code compiled for a model before this one would be taken for this one too
         torch.compiler.reset()
-    gc.collect()  # models and their hooks refer to each other
-    # Before CUDA is initialised there is no peak, and torch would refuse.
+    free_memory()
     if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's has no types
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
 
 
 def free_memory() -> None:
-    """What a run has held goes back, before another one begins in this process."""
+    """What a run has held goes back to the system, before another one begins in this process."""
     gc.collect()  # models and their hooks refer to each other
-    if torch.cuda.is_available():
+    # Before CUDA is initialised there is nothing to give back, and torch would refuse to reset a peak.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's has no types
         torch.cuda.empty_cache()
+    # glibc keeps what other threads than the main one have freed, such as the one that writes checkpoints.
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def measure_peak(device: torch.device) -> int:
