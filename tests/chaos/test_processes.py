@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from outcomes import Outcome, record
+from processes import has_ended
 from runs import SEED, count_steps, end_run, find_drafts, is_straight, kill_when, start_run, straight_run
 
 from sftray.cluster.processes import Kill, run_processes
@@ -99,5 +100,5 @@ def test_nothing_is_left_of_killed_processes(tmp_path: Path) -> None:
     end_run(job, 2)
     assert find_drafts(run_dir) == []
     pids = [pid for event in read_lines(run_dir / EVENTS) if event["state"] == "running" for pid in event["pids"]]
-    assert pids and not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids)
+    assert pids and all(has_ended(pid) for pid in pids)
     assert os.listdir(run_dir) and not list(run_dir.glob("*.draft"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 from local_runs import build_job, hash_newest
+from processes import has_ended
 from ray.util import placement_group_table
 from tiny_runs import build_config, read_events, trace
 from waiting import wait_until
@@ -52,14 +53,6 @@ def find_pids(job: dict[str, Any]) -> list[int]:
     """Of the workers of the last attempt, first rank first."""
     pids: list[int] = find(job, "running")[-1]["pids"]
     return pids
-
-
-def has_ended(pid: int) -> bool:
-    """Gone, or a zombie that nobody has fetched yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def list_groups() -> list[str]:

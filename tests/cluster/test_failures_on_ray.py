@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import ray
 from local_runs import build_job, hash_newest
+from processes import has_ended
 from tiny_runs import build_config, read_events, trace
 from waiting import wait_until
 
@@ -62,14 +63,6 @@ class Signalled(threading.Thread):
         self.pid = find(self._run_dir, "running")[0]["pids"][1]
         os.kill(self.pid, self._number)
         self.sent = time.time()
-
-
-def has_ended(pid: int) -> bool:
-    """Gone, or a zombie that nobody has fetched yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def assert_equal_runs(job: dict[str, Any], reference: dict[str, Any]) -> None:

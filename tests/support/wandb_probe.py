@@ -5,13 +5,13 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from processes import has_ended, list_processes
 from waiting import wait_until
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -42,19 +42,11 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def list_processes() -> dict[int, tuple[int, str]]:
-    """The parent's id and the command of each process that runs."""
-    command = ["ps", "-A", "-o", "pid=,ppid=,stat=,args="]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=3) for line in table.splitlines()]
-    return {int(pid): (int(parent), args) for pid, parent, state, args in rows if state[0] != "Z"}
-
-
 def find_offspring(parent: int) -> list[int]:
     """The mirror's process, and the server that wandb has it start: those that run by now."""
-    rows = list_processes()
-    own = [pid for pid, (owner, args) in rows.items() if owner == parent and "wandb_process" in args]
-    return own + [pid for pid, (owner, args) in rows.items() if owner in own and "wandb-core" in args]
+    processes = list(list_processes())
+    own = [process.pid for process in processes if process.parent == parent and "wandb_process" in process.command]
+    return own + [process.pid for process in processes if process.parent in own and "wandb-core" in process.command]
 
 
 def wait_for_offspring(parent: int) -> list[int]:
@@ -63,7 +55,7 @@ def wait_for_offspring(parent: int) -> list[int]:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    wait_until(lambda: not set(pids) & set(list_processes()), seconds=5.0)
+    wait_until(lambda: all(has_ended(pid) for pid in pids), seconds=5.0)
 
 
 @contextmanager
