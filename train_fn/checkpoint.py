@@ -1,7 +1,7 @@
 """Checkpoints that exist whole or not at all.
 
 A checkpoint is written into a local folder, hashed and flushed; then it is published, its manifest last, under a
-name that nothing stands under: nothing is ever replaced, so two writers cannot destroy each other's. It exists if
+name that no other has or had: nothing is ever replaced, so two writers cannot destroy each other's. It exists if
 and only if its manifest is what was written and every file has the size and the hash that stand there. What is not
 so is never loaded. Layout: Hugging Face's in the folder itself, so that `from_pretrained` takes it as it is; the
 trainer's state in `trainer/` as safetensors and JSON.

@@ -19,8 +19,7 @@ from sftray.train_fn.checkpoint import (
     verify_in_store,
 )
 from sftray.train_fn.journal import CHECKPOINTS
-from sftray.train_fn.store import Store
-from sftray.train_fn.store_objects import CLAIMS
+from sftray.train_fn.store import Store, name_claim
 
 
 def prune_checkpoints(place: Store | Path, attempt: int, keep: int, trusted: set[str] | None = None) -> list[str]:
@@ -76,12 +75,9 @@ def clear_unpublished(place: Store | Path, attempt: int) -> None:
 
 
 def _find_writer(store: Store, name: str) -> int | None:
-    """The attempt that may be filling a folder: 0 where it cannot be any; None where nobody knows."""
+    """The attempt that fills or has filled a folder; None for a folder that no attempt has made."""
     if name.startswith(DRAFT):
         number = name.rpartition("-attempt-")[2]
         return int(number) if number.isascii() and number.isdigit() else None
-    claim = read_record(store, f"{CLAIMS}/{name}.json")
-    if claim is not None:
-        return int(claim["attempt"])
-    # Where a checkpoint appears whole, one without a manifest is half deleted; elsewhere it is foreign.
-    return 0 if name.startswith("step-") and store.is_atomic else None
+    claim = read_record(store, name_claim(name))
+    return int(claim["attempt"]) if claim else None

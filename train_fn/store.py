@@ -10,6 +10,8 @@ from typing import Protocol
 
 from sftray.train_fn.patience import Patience
 
+CLAIMS = "claims"
+
 
 class Store(Protocol):
     """One run's directory. Paths are relative, with `/` between their parts.
@@ -20,10 +22,6 @@ class Store(Protocol):
     @property
     def place(self) -> str:
         """The directory, as a person would write it."""
-
-    @property
-    def is_atomic(self) -> bool:
-        """Whether a published folder appears with all its files at once."""
 
     def list_files(self, folder: str = "") -> dict[str, int]:
         """All files below `folder` at any depth: paths relative to it, and bytes. {} where there is none."""
@@ -58,13 +56,16 @@ class Store(Protocol):
     def publish(self, staged: Path, folder: str, last: str, claim: bytes, check: Callable[[], None]) -> bool:
         """Make a staged folder, whose files are flushed, stand at `folder`. Nothing that stands there is touched.
 
+        The name is claimed first, and a claim outlives its folder, so that a name is given once and for all: were it
+        given again, whoever slept while writing or deleting the first would wake up in the second.
+
         Args:
             last: the file that makes it whole; it is put after all others.
-            claim: whose it is, unique to the caller.
+            claim: the record that stands in `name_claim(folder)`, unique to the caller.
             check: called right before the last act; what it raises ends the matter.
 
         Returns:
-            False where `folder` is taken, be it by half a folder.
+            False where `folder` is taken, or was, be it by half a folder.
         """
 
     def discard(self, staged: Path) -> None:
@@ -75,6 +76,11 @@ class Store(Protocol):
 
     def fetch(self, folder: str, files: Iterable[str]) -> Path:
         """`locate(folder)`, with these of its files in it; those that are missing are left out."""
+
+
+def name_claim(folder: str) -> str:
+    """Where it stands who has a folder's name: the writer of what is, was or will be there."""
+    return f"{CLAIMS}/{folder.rsplit('/', 1)[-1]}.json"
 
 
 def connect_store(place: str | Path, patience: Patience | None = None) -> Store:

@@ -1,9 +1,5 @@
 """A store in a bucket: what a bucket lacks, a folder that appears at once, is made of a claim, which one writer gets,
-and of a file that is put last.
-
-A claim outlives its folder. Were it removed with it, another writer could take the name while the first, asleep
-all the while, still holds it, and both would write into one folder.
-"""
+and of a file that is put last."""
 
 import contextlib
 import shutil
@@ -13,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from sftray.train_fn.errors import Problem, StoreError
+from sftray.train_fn.store import name_claim
 
-CLAIMS = "claims"
 _UPLOADS = 4  # so often a file is sent that the bucket says it has, and has not
 
 
@@ -44,8 +40,6 @@ class Bucket(Protocol):
 
 
 class ObjectStore:
-    is_atomic = False
-
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self._held: set[str] = set()  # folders that this writer has claimed and may still fill
@@ -112,7 +106,7 @@ class ObjectStore:
     def _claim(self, folder: str, claim: bytes) -> bool:
         if folder in self._held:
             return True
-        if not self.create(f"{CLAIMS}/{folder.rsplit('/', 1)[-1]}.json", claim) or self.list_files(folder):
+        if not self.create(name_claim(folder), claim) or self.list_files(folder):
             return False
         self._held.add(folder)
         return True

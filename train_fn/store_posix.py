@@ -11,14 +11,13 @@ from pathlib import Path
 from uuid import uuid4
 
 from sftray.train_fn.errors import Problem, StoreError
+from sftray.train_fn.store import name_claim
 
 _UNFINISHED = ".writing-"  # a file on its way; a killed writer leaves it
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
 
 
 class FolderStore:
-    is_atomic = True
-
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -98,8 +97,11 @@ class FolderStore:
         return path
 
     def publish(self, staged: Path, folder: str, last: str, claim: bytes, check: Callable[[], None]) -> bool:
-        """`last` and `claim` are not needed: one rename shows all files, and of a taken name it says so."""
+        """One rename shows all files, so `last` is not needed."""
         final = self.root / folder
+        check()
+        if not self.create(name_claim(folder), claim):
+            return False
         with _refusing("written", final):
             for parent, _, _ in os.walk(staged):
                 flush_folder(Path(parent))

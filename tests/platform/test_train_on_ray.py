@@ -39,7 +39,7 @@ def test_a_run_leaves_everything_that_is_promised(reference: Path) -> None:
 
     names = {path.name for path in reference.iterdir()}
     expected = {"config.yaml", "events.jsonl", "metrics.jsonl", "data.json", "samples.jsonl", "checkpoints"}
-    expected |= {"LEASE.json", "leases"}
+    expected |= {"LEASE.json", "claims", "leases"}
     assert names == expected
     metrics = read_metrics(reference)
     assert [row["step"] for row in metrics] == list(range(13))

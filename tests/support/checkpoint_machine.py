@@ -280,3 +280,24 @@ def hand_over(machine: Protocol, asleep_at: int, taken_at: int) -> None:
     for attempt in list(machine.attempts):
         machine.go(attempt, None)
     look()
+
+
+def clear_at_every_moment(kind: str) -> None:
+    """What is left of a checkpoint is cleared away by an attempt that falls asleep over it, and then by another, that
+    saves this very step anew; then the first wakes up."""
+    for asleep_at in range(1, 25):
+        machine = MACHINES[kind]()
+        look = machine.nothing_is_lost_and_nothing_wrong_is_resumed
+        try:
+            machine.one_begins(None)
+            machine.the_newest_commits(None)
+            machine.a_file_rots(0, "MANIFEST.json", "a")
+            machine.one_begins(asleep_at)
+            (*_, sleeper) = machine.attempts
+            machine.one_begins(None)
+            machine.one_commits(0, 0.5, None)
+            look()
+            machine.go(sleeper, None)
+            look()
+        finally:
+            machine.teardown()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_machine import MACHINES, hand_over_at_every_moment, run_machine
+from checkpoint_machine import MACHINES, clear_at_every_moment, hand_over_at_every_moment, run_machine
 
-from sftray.train_fn import attempts, checkpoint, cleanup, resume, store_objects
+from sftray.train_fn import attempts, checkpoint, cleanup, resume
 from sftray.train_fn.checkpoint import Checkpoint, Manifest
-from sftray.train_fn.store import Store
+from sftray.train_fn.store import Store, name_claim
 from sftray.train_fn.store_objects import ObjectStore
 from sftray.train_fn.store_posix import FolderStore
 
@@ -43,6 +43,11 @@ def test_a_run_can_be_taken_over_at_every_moment_of_a_save(
     hand_over_at_every_moment(kind)
 
 
+@pytest.mark.parametrize("kind", MACHINES)
+def test_two_attempts_may_clear_up_at_once(kind: str) -> None:
+    clear_at_every_moment(kind)
+
+
 def never_fence(step: int, attempt: int, starts: dict[int, int]) -> bool:
     return False
 
@@ -70,10 +75,19 @@ def publish_over(self: FolderStore, staged: Path, folder: str, last: str, claim:
     return True
 
 
+def publish_unclaimed(self: FolderStore, staged: Path, folder: str, last: str, claim: bytes, check: Any) -> bool:
+    check()
+    if (self.root / folder).exists():
+        return False
+    staged.rename(self.root / folder)
+    self.write(name_claim(folder), claim)
+    return True
+
+
 def remove_with_claim(self: ObjectStore, folder: str) -> None:
     for path in self.list_files(folder):
         self.bucket.delete(f"{folder}/{path}")
-    self.bucket.delete(f"{store_objects.CLAIMS}/{folder.rsplit('/', 1)[-1]}.json")
+    self.bucket.delete(name_claim(folder))
 
 
 def clear_nothing(place: Store, attempt: int) -> None:
@@ -91,6 +105,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], list[tuple[Any, str, Any]]]] = {
     "the newest is kept, whole or not": (BOTH, [(cleanup, "_find_whole", trust_all)]),
     "hashes are not compared": (BOTH, [(checkpoint, "compare_files", compare_sizes)]),
     "what stands there is replaced": (("folder",), [(FolderStore, "publish", publish_over), NO_CLEARING]),
+    "a name is given again": (("folder",), [(FolderStore, "publish", publish_unclaimed)]),
     "a claim goes with its folder": (("objects",), [(ObjectStore, "remove", remove_with_claim)]),
     "the number is taken too late": (BOTH, [(resume, "begin_attempt", begin_too_early)]),
 }
@@ -105,4 +120,5 @@ def test_a_mistake_in_the_protocol_is_found(mistake: str, kind: str, monkeypatch
         monkeypatch.setattr(place, name, wrong)
     with pytest.raises(AssertionError, match=r"has gone back|is gone|is not what was saved|is fenced"):
         hand_over_at_every_moment(kind)
+        clear_at_every_moment(kind)
         run_machine(kind, examples=1500, steps=30)
