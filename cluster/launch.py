@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -37,14 +37,12 @@ def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) ->
         UserError: what a worker said; ClusterError when workers were lost more often than allowed, BugError when
             they failed in the same way twice.
     """
-    from sftray.train_fn.worker import (
-        train_worker,
-    )  # not above: Ray's controller, which has no use for it, comes here
+    # Not above: Ray's controller, which has no use for it, imports this module.
+    from sftray.train_fn.worker import train_worker
 
     run_dir = Path(job["run_dir"])
-    return run_function(
-        train_worker, job, run_dir, placement, FailureCallback(run_dir, max_failures, placement.is_elastic)
-    )
+    failures = FailureCallback(run_dir, max_failures, placement.is_elastic)
+    return run_function(train_worker, job, run_dir, placement, failures)
 
 
 def run_function(
@@ -61,53 +59,43 @@ def run_function(
         failures: decides whether workers that failed are started again.
     """
     apply_settings()
-    try:
-        result = _fit(function, argument, folder, placement, failures)
-    except TrainingFailedError as error:
-        raise _explain(error) from error
-    except RayActorError as error:  # the controller itself, which Ray does not wrap
-        raise ClusterError(
-            Problem(
-                "the process that directs the workers was lost",
-                why=str(error).strip().splitlines()[0][:300],
-                fix=f"sftray resume {folder}",
-            )
-        ) from error
-    returned: dict[str, Any] = result.return_value
-    return returned
-
-
-def _fit(
-    function: Callable[[dict[str, Any]], dict[str, Any]],
-    argument: dict[str, Any],
-    folder: Path,
-    placement: Placement,
-    failures: FailureCallback,
-) -> Result:
     trainer = TorchTrainer(
         function,
         train_loop_config=argument,
         torch_config=JoiningConfig(backend="nccl" if placement.use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=placement.num_workers,
-            use_gpu=placement.use_gpu,
-            resources_per_worker=placement.to_resources(),
-        ),
-        run_config=RunConfig(
-            name=folder.name,  # Ray registers checkpoints only below storage_path/name: the run's directory
-            storage_path=str(folder.parent),
-            failure_config=FailureConfig(
-                max_failures=failures.max_failures, controller_failure_limit=_CONTROLLER_RETRIES
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=None),  # the run itself deletes what is spare
-            callbacks=[failures],
-        ),
+        scaling_config=_build_scaling(placement),
+        run_config=_build_run(folder, failures),
     )
     _remove_ray_state(folder)
     try:
-        return trainer.fit()
+        returned: dict[str, Any] = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _explain(error) from error
+    except RayActorError as error:  # the controller itself, which Ray does not wrap
+        raise ClusterError(_describe_lost_controller(error, folder)) from error
     finally:
         _remove_ray_state(folder)
+    return returned
+
+
+def _build_scaling(placement: Placement) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=placement.num_workers,
+        use_gpu=placement.use_gpu,
+        resources_per_worker=placement.to_resources(),
+    )
+
+
+def _build_run(folder: Path, failures: FailureCallback) -> RunConfig:
+    return RunConfig(
+        name=folder.name,  # Ray registers checkpoints only below storage_path/name: the run's directory
+        storage_path=str(folder.parent),
+        failure_config=FailureConfig(
+            max_failures=failures.max_failures, controller_failure_limit=_CONTROLLER_RETRIES
+        ),
+        checkpoint_config=CheckpointConfig(num_to_keep=None),  # the run itself deletes what is spare
+        callbacks=[failures],
+    )
 
 
 def _remove_ray_state(run_dir: Path) -> None:
@@ -123,6 +111,14 @@ def _explain(error: TrainingFailedError) -> UserError | TrainingFailedError:
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, _NOT_STARTED):
         return ClusterError(_describe_not_started(error.controller_failure))
     return error
+
+
+def _describe_lost_controller(error: RayActorError, run_dir: Path) -> Problem:
+    return Problem(
+        "the process that directs the workers was lost",
+        why=str(error).strip().splitlines()[0][:300],
+        fix=f"sftray resume {run_dir}",
+    )
 
 
 def _describe_not_started(failure: Exception) -> Problem:

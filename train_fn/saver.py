@@ -8,7 +8,7 @@ from sftray.train_fn.checkpoint import Checkpoint
 from sftray.train_fn.errors import StoreError
 
 PATIENCE_S = 1800.0  # so long a save is tried again while the store refuses, before the run ends
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+_LONGEST_WAIT_S = 30.0
 
 
 class Saver:
@@ -20,30 +20,39 @@ class Saver:
         tell: called, in the thread, with the error of a save that is going to be tried again, and the seconds until
             then; and with None once it has succeeded after all.
         patience: seconds that a save may be tried for.
+        first_wait: seconds until a save is tried the second time.
     """
 
-    def __init__(self, tell: Callable[[StoreError | None, float], None], patience: float = PATIENCE_S) -> None:
-        self._tell, self._patience = tell, patience
+    def __init__(
+        self,
+        tell: Callable[[StoreError | None, float], None],
+        patience: float = PATIENCE_S,
+        first_wait: float = 1.0,
+    ) -> None:
+        self._tell, self._patience, self._first_wait = tell, patience, first_wait
         self._thread: threading.Thread | None = None
         self._saved: Checkpoint | None = None
         self._error: BaseException | None = None
         self._hurry = threading.Event()
 
     def start(self, save: Callable[[], Checkpoint]) -> None:
-        """Begin a save. `wait` must have been called before, and what was saved taken."""
+        """Begin a save. What was saved before must have been taken."""
         assert self._thread is None
         assert self._saved is None
         self._thread = threading.Thread(target=self._run, args=(save,), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def wait(self, hurry: bool = False) -> None:
-        """Return once nothing is in flight. With `hurry` a refused save is tried once more, at once, and given up.
+    def take_saved(self, hurry: bool = False) -> Checkpoint | None:
+        """What has been saved since the last call; waits for a save in flight.
+
+        Args:
+            hurry: a refused save is tried once more, at once, and given up.
 
         Raises:
             UserError: what ended the save.
         """
         if self._thread is None:
-            return
+            return None
         if hurry:
             self._hurry.set()
         self._thread.join()
@@ -51,16 +60,12 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        saved, self._saved = self._saved, None
+        return saved
 
     def has_saved(self) -> bool:
         """Whether a save has ended, well or not, since the last was taken: it is time to `take_saved`."""
         return self._thread is not None and not self._thread.is_alive()
-
-    def take_saved(self) -> Checkpoint | None:
-        """What has been saved since the last call. Raises what `wait` raises; waits for a save in flight."""
-        self.wait()
-        saved, self._saved = self._saved, None
-        return saved
 
     def _run(self, save: Callable[[], Checkpoint]) -> None:
         try:
@@ -69,7 +74,7 @@ class Saver:
             self._error = error
 
     def _try(self, save: Callable[[], Checkpoint]) -> Checkpoint:
-        started, pause, refused = time.monotonic(), _FIRST_WAIT_S, False
+        started, pause, refused = time.monotonic(), self._first_wait, False
         while True:
             last = self._hurry.is_set() or time.monotonic() - started >= self._patience
             try:

@@ -193,8 +193,7 @@ def finish_save(session: Session, hurry: bool = False) -> None:
     metrics, session.saving = session.saving, {}
     folder = None
     if session.is_first:
-        session.saver.wait(hurry)
-        saved = session.saver.take_saved()
+        saved = session.saver.take_saved(hurry)
         folder = saved.folder if saved else None
     session.report(metrics, folder)
 

@@ -174,7 +174,7 @@ def run_steps(
     finally:
         standing.begin("between")
         with contextlib.suppress(UserError):  # after a failure; without one nothing is in flight here
-            session.saver.wait(hurry=True)
+            session.saver.take_saved(hurry=True)
     return step, why
 
 

@@ -258,10 +258,8 @@ def test_searched_seeds_are_a_column(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path, trials=3)
     records = [TrialRecord(r.number, r.kind, r.point, r.number + 1, None, r.time) for r in read_ledger(folder)]
     rewrite_ledger(folder, records)
-    assert (
-        "best val loss learning_\u200brate gradient_\u200baccumulation_\u200bsteps seed at step"
-        in report(folder).text
-    )
+    columns = "best val loss learning_\u200brate gradient_\u200baccumulation_\u200bsteps seed at step"
+    assert columns in report(folder).text
 
 
 def test_finding_what_to_report(tmp_path: Path) -> None:

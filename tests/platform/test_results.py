@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_dirs import (
-    add_answers,
-    log_step,
-    write_checkpoint,
-    write_events,
-    write_finished_run,
-    write_lines,
-    write_run,
-)
+from run_dirs import add_answers, log_step, write_checkpoint, write_events, write_finished_run, write_lines, write_run
 
 from sftray.platform.results import (
     COLUMNS,

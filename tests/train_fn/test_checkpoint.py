@@ -2,8 +2,6 @@
 
 import errno
 import json
-import math
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_checkpoints import commit, describe, list_steps, write_two_files
 from tiny import (
     Layout,
     build_model,
@@ -28,14 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftray.train_fn.checkpoint import (
     MANIFEST,
     Checkpoint,
-    Manifest,
     commit_checkpoint,
     find_best,
     find_newest,
     list_checkpoints,
     verify_checkpoint,
 )
-from sftray.train_fn.cleanup import clear_unpublished, prune_checkpoints
 from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.errors import CheckpointError, StoreError
 from sftray.train_fn.journal import CHECKPOINTS
@@ -43,24 +40,6 @@ from sftray.train_fn.step import Trainer
 from sftray.train_fn.trainer_state import collect_optimizer, load_trainer_state, save_trainer_state
 
 CPU = torch.device("cpu")
-
-
-def describe(step: int, val_loss: float | None = None, attempt: int = 1) -> Manifest:
-    return Manifest(step=step, attempt=attempt, config_hash="c", data_fingerprint="d", val_loss=val_loss)
-
-
-def write_two_files(folder: Path) -> None:
-    (folder / "weights").write_bytes(bytes(range(256)) * 8)
-    (folder / "trainer").mkdir()
-    (folder / "trainer" / "state.json").write_text("{}")
-
-
-def commit(root: Path, step: int, val_loss: float | None = None) -> Checkpoint:
-    return commit_checkpoint(root, describe(step, val_loss), write_two_files)
-
-
-def list_steps(root: Path) -> list[int]:
-    return [checkpoint.step for checkpoint in list_checkpoints(root)]
 
 
 @pytest.fixture
@@ -190,35 +169,12 @@ def test_what_is_wrong_with_a_checkpoint_is_said_in_words(root: Path) -> None:
 
 def test_nothing_is_found_where_nothing_is(root: Path) -> None:
     assert find_newest(root) is None and find_best(root) is None
-    assert prune_checkpoints(root, attempt=1, keep=1) == []
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(root: Path) -> None:
     for step in (1_000_000, 999_999, 5):
         commit(root, step)
     assert list_steps(root) == [5, 999_999, 1_000_000]
-
-
-@pytest.mark.parametrize(
-    ("losses", "keep", "left"),
-    [
-        ([None, None, None], 1, [3]),
-        ([None, None, None], 2, [2, 3]),
-        ([1.0, 2.0, 3.0, 4.0], 1, [1, 4]),
-        ([3.0, 1.0, 2.0, 4.0], 2, [2, 3, 4]),
-        ([3.0, 2.0, 1.0], 1, [3]),
-        ([1.0, 1.0, 1.0], 1, [1, 3]),
-        ([math.nan, 2.0, 3.0, 4.0], 1, [2, 4]),
-        ([2.0, math.nan, math.inf], 1, [1, 3]),
-        ([1.0], 5, [1]),
-    ],
-)
-def test_the_newest_and_the_best_are_kept(losses: list[float | None], keep: int, left: list[int], root: Path) -> None:
-    for step, loss in enumerate(losses, start=1):
-        commit(root, step, loss)
-    gone = prune_checkpoints(root, 1, keep)
-    assert list_steps(root) == left
-    assert len(gone) == len(losses) - len(left) and not any((root / name).exists() for name in gone)
 
 
 def fill_disk(folder: Path) -> None:
@@ -283,36 +239,3 @@ def test_a_file_where_a_folder_should_be_is_a_store_error_or_left_alone(root: Pa
 def test_another_folder_than_that_of_a_run_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not the folder checkpoints of a run"):
         list_checkpoints(tmp_path)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def write(folder):
-    (folder / "weights").write_bytes(b"half")
-    if sys.argv[2] == "writing":
-        die()
-
-if sys.argv[2] == "renaming":
-    Path.rename = die
-commit_checkpoint(Path(sys.argv[1]), Manifest(2, 1, "c", "d"), write)
-"""
-
-
-@pytest.mark.parametrize("moment", ["writing", "renaming"])
-def test_a_killed_save_is_no_checkpoint_and_the_next_attempt_clears_it_away(moment: str, root: Path) -> None:
-    older = commit(root, 1)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(root), moment], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(list(root.glob(".draft-*"))) == 1
-    assert list_checkpoints(root) == [older] and find_newest(root) == older
-    clear_unpublished(root, attempt=1)
-    assert len(list(root.glob(".draft-*"))) == 1, "it may be its own"
-    clear_unpublished(root, attempt=2)
-    newer = commit_checkpoint(root, describe(2, attempt=2), write_two_files)
-    assert sorted(root.iterdir()) == [older.folder, newer.folder]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_machine import MACHINES, clear_at_every_moment, hand_over_at_every_moment, run_machine
+from checkpoint_machine import MACHINES, run_machine
+from checkpoint_scenes import clear_at_every_moment, hand_over_at_every_moment
 
 from sftray.train_fn import attempts, checkpoint, cleanup, resume
 from sftray.train_fn.checkpoint import Checkpoint, Manifest

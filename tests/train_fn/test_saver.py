@@ -29,8 +29,11 @@ def test_training_goes_on_while_a_save_is_in_flight() -> None:
 def test_a_refused_save_is_tried_until_the_store_takes_it() -> None:
     told: list[str] = []
     answers = iter([refuse, refuse, lambda: DONE])
-    saver = Saver(lambda error, pause: told.append("taken" if error is None else error.problems[0].what))
-    saver._hurry.wait = lambda seconds: False  # type: ignore[assignment,misc]  # no test waits for seconds
+
+    def tell(error: StoreError | None, pause: float) -> None:
+        told.append("taken" if error is None else error.problems[0].what)
+
+    saver = Saver(tell, first_wait=0.001)
     saver.start(lambda: next(answers)())
     assert saver.take_saved() == DONE
     assert told == ["the store is full", "the store is full", "taken"]
@@ -57,7 +60,7 @@ def test_who_stops_in_a_hurry_does_not_wait_for_the_store() -> None:
     saver.start(save)
     assert refused.wait(60)
     with pytest.raises(StoreError):
-        saver.wait(hurry=True)
+        saver.take_saved(hurry=True)
     assert len(tried) == 2, "once more, at once, and then given up"
 
 
@@ -70,5 +73,5 @@ def test_what_is_not_the_stores_fault_is_not_tried_again() -> None:
 
     saver.start(save)
     with pytest.raises(CheckpointError):
-        saver.wait()
+        saver.take_saved()
     assert len(tried) == 1
