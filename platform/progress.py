@@ -136,6 +136,8 @@ def describe_event(row: Row) -> str | None:
             return f"{row.get('checkpoint')} is broken and set aside: {why}"
         case "skipped_step":
             return f"step {step} skipped: {why}"
+        case "loss_spike":
+            return f"step {step}: the loss jumped ({why}); its examples stand in events.jsonl"
         case "mirror_off" | "worker_failed" | "frozen":  # the next attempt says it, or the error that ends the run
             return None
         case _:

@@ -9,10 +9,13 @@ import json
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from sftray.train_fn.errors import Problem, StoreError
 
 EVENTS, METRICS, SAMPLES, DATA, CONFIG = (
     "events.jsonl",
@@ -26,28 +29,22 @@ STOP = ".stop"  # once it is there the run saves and stops
 
 
 class Journal:
-    """Appends to the files of one run directory."""
+    """Appends to the files of one run directory.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        patient: a line that the store refuses waits for the next one, or for `write_waiting`: a full disk is no
+            reason to stop training before something has to be saved. Else it is an OSError.
+    """
+
+    def __init__(self, folder: Path, patient: bool = False) -> None:
+        self.folder, self._patient = folder, patient
+        self._waiting: dict[str, list[Mapping[str, Any]]] = {}
+        self._lock = threading.Lock()  # the train thread, the saver and the watchdog share it
 
     def add_event(self, state: str, attempt: int, why: str = "", **facts: Any) -> None:
-        """A change of state. `seq` counts the run's events, whoever writes them, so the file is locked."""
-        path = self.folder / EVENTS
-        with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _cut_torn_line(file)
-            file.seek(0)
-            event = {
-                "seq": sum(1 for _ in file),
-                "time": round(time.time(), 3),
-                "attempt": attempt,
-                "node": socket.gethostname(),
-                "state": state,
-                "why": why,
-                **facts,
-            }
-            file.write(_encode(event))
+        """A change of state. `seq` counts the run's events, whoever writes them."""
+        now, node = round(time.time(), 3), socket.gethostname()
+        self._append(EVENTS, {"time": now, "attempt": attempt, "node": node, "state": state, "why": why, **facts})
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._append(METRICS, metrics)
@@ -56,10 +53,48 @@ class Journal:
         self._append(SAMPLES, sample)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _cut_torn_line(file)
-            file.write(_encode(row))
+        with self._lock:
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append(row)
+            try:
+                self._write(name)
+            except OSError:
+                if not self._patient:
+                    waiting.clear()
+                    raise
+
+    def write_waiting(self) -> None:
+        """Write the lines that a patient journal could not write.
+
+        Raises:
+            StoreError: the store still refuses them.
+        """
+        with self._lock:
+            for name in self._waiting:
+                try:
+                    self._write(name)
+                except OSError as error:
+                    path = self.folder / name
+                    raise StoreError(
+                        Problem(
+                            f"{path} cannot be written: {error.strerror or error}",
+                            fix="make room, or give back the right to write there; then sftray resume the run",
+                        )
+                    ) from error
+
+    def _write(self, name: str) -> None:
+        """All that waits, in its order. The file is locked: others append to it, and events are counted in it."""
+        waiting = self._waiting[name]
+        while waiting:
+            with (self.folder / name).open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                _cut_torn_line(file)
+                row = waiting[0]
+                if name == EVENTS:
+                    file.seek(0)
+                    row = {"seq": sum(1 for _ in file), **row}
+                file.write(_encode(row))
+            del waiting[0]
 
     def rewind(self, step: int) -> None:
         """Forget what a run that goes on from `step` is about to write again: later metrics, later and last

@@ -32,6 +32,7 @@ from sftray.train_fn.rng import collect_rng
 from sftray.train_fn.samples import Prompt, answer_prompts, choose_prompts
 from sftray.train_fn.saver import Saver
 from sftray.train_fn.snapshot import Buffers, Snapshot, take_snapshot, write_snapshot
+from sftray.train_fn.spike import SpikeWatch
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.token_store import TokenStore, read_receipt
 from sftray.train_fn.tokenizer import LoadedTokenizer
@@ -61,6 +62,7 @@ class Session:
     saver: Saver
     skipped_steps: int = 0
     chain: str = START
+    spikes: SpikeWatch = field(default_factory=SpikeWatch)
     evaluations: tuple[float, ...] = ()
     prompts: tuple[list[Prompt], int] | None = field(default=None, repr=False)
     buffers: Buffers = field(default_factory=dict, repr=False)  # of the last snapshot
@@ -120,6 +122,8 @@ def after_step(session: Session, result: StepResult, ends: bool, save: bool = Fa
         finish_save(session)
     if not result.outcome.applied:
         _note_skipped(session, result)
+    elif (usual := session.spikes.notice(result.outcome.loss)) is not None:
+        _note_step(session, result, "loss_spike", f"loss {result.outcome.loss:.4g}, usual before {usual:.4g}")
     milestone = find_milestone(session.evaluations, session.run, step)
     all_due = ends or milestone is not None
     validation = evaluate_run(session) if all_due or _is_due(step, train.eval_every) else {}
@@ -152,17 +156,19 @@ def find_milestone(evaluations: Sequence[float], run: RunPlan, step: int) -> flo
 
 
 def _note_skipped(session: Session, result: StepResult) -> None:
-    """A step whose numbers were not finite: count it, and keep the places of its examples."""
+    """A step whose numbers were not finite: count it; where that is no fp16 overflow, keep its examples' places."""
     session.skipped_steps += 1
-    if session.is_first and not result.outcome.overflowed:
+    if not result.outcome.overflowed:
+        why = f"loss {result.outcome.loss}, gradient norm {result.outcome.grad_norm}"
+        _note_step(session, result, "skipped_step", why)
+
+
+def _note_step(session: Session, result: StepResult, state: str, why: str) -> None:
+    """An event of a step, with the places of its examples: what to look at in the data."""
+    if session.is_first:
         files = read_receipt(session.train.folder)["files"]
-        session.journal.add_event(
-            "skipped_step",
-            session.attempt,
-            f"loss {result.outcome.loss}, gradient norm {result.outcome.grad_norm}",
-            step=result.step,
-            examples=[session.train.get_place(int(i), files) for i in result.plan.examples],
-        )
+        examples = [session.train.get_place(int(i), files) for i in result.plan.examples]
+        session.journal.add_event(state, session.attempt, why, step=result.step, examples=examples)
 
 
 def start_save(session: Session, metrics: dict[str, float], hurry: bool = False) -> None:
@@ -208,6 +214,7 @@ def _commit(session: Session, snapshot: Snapshot, val_loss: float | None, stall:
         data_fingerprint=read_receipt(session.train.folder)["fingerprints"]["train"],
         val_loss=val_loss,
     )
+    session.journal.write_waiting()  # what has led to this step is part of what must not be lost
     model, tokenizer = session.trainer.model, session.loaded.tokenizer
     checkpoint = commit_checkpoint(
         session.checkpoints, manifest, lambda folder: write_snapshot(folder, snapshot, model, tokenizer)

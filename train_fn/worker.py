@@ -65,11 +65,13 @@ def train_worker(job: dict[str, Any], door: Door | None = None) -> dict[str, Any
     """
     config = RunConfig.model_validate(job["config"])
     is_alone, door = door is not None, door or open_ray(job.get("register", True))
-    journal = Journal(Path(job["run_dir"]))
+    journal = Journal(Path(job["run_dir"]), patient=True)
     standing = Standing(door.place.rank, door.place.world_size, journal.count_attempts() + 1)
     telling = contextlib.nullcontext() if is_alone else tell_failure(journal, standing)
     with telling, run_watchdog(standing, journal, build_fuses(job, config)):
-        return run_recipe(job, config, door, journal, standing)
+        outcome = run_recipe(job, config, door, journal, standing)
+        journal.write_waiting()
+    return outcome
 
 
 def build_fuses(job: dict[str, Any], config: RunConfig) -> Fuses | None:

@@ -96,6 +96,10 @@ def test_first_row_of_an_attempt_takes_its_own_pace() -> None:
             {"state": "skipped_step", "step": 33, "why": "loss nan, gradient norm inf"},
             "step 33 skipped: loss nan, gradient norm inf",
         ),
+        (
+            {"state": "loss_spike", "step": 90, "why": "loss 7.1, usual before 2.3"},
+            "step 90: the loss jumped (loss 7.1, usual before 2.3); its examples stand in events.jsonl",
+        ),
         ({"state": "starting", "why": "2 workers"}, "starting: 2 workers"),
         ({"state": "finished", "why": ""}, "finished"),
         ({"state": "failed", "why": "[bold]two\n lines\x1b[31m"}, r"failed: [bold]two lines\x1b[31m"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sftray.train_fn.errors import StoreError
 from sftray.train_fn.journal import EVENTS, METRICS, SAMPLES, Journal, read_lines
 
 WRITER = """
@@ -148,3 +149,56 @@ def test_a_rewind_drops_a_torn_line(journal: Journal) -> None:
         file.write('{"step": 4')
     journal.rewind(1)
     assert read_steps(journal, METRICS) == [0, 1]
+
+
+def test_a_refused_line_is_an_error(journal: Journal) -> None:
+    (journal.folder / METRICS).mkdir()
+    with pytest.raises(IsADirectoryError):
+        journal.add_metrics({"step": 1})
+    (journal.folder / METRICS).rmdir()
+    journal.add_metrics({"step": 2})
+    assert list(read_lines(journal.folder / METRICS)) == [{"step": 2}], "who was told need not be told again"
+
+
+def test_lines_wait_in_their_order_until_the_store_takes_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, patient=True)
+    for name in (METRICS, EVENTS):
+        (tmp_path / name).mkdir()
+    for step in (1, 2):
+        journal.add_metrics({"step": step})
+        journal.add_event("skipped_step", 1, step=step)
+    with pytest.raises(StoreError, match=r"metrics\.jsonl cannot be written: Is a directory"):
+        journal.write_waiting()
+    for name in (METRICS, EVENTS):
+        (tmp_path / name).rmdir()
+    Journal(tmp_path).add_event("starting", 1)  # another process was faster
+    journal.add_metrics({"step": 3})
+    journal.write_waiting()
+    journal.write_waiting()
+    assert [row["step"] for row in read_lines(tmp_path / METRICS)] == [1, 2, 3]
+    events = list(read_lines(tmp_path / EVENTS))
+    assert [(event["seq"], event["state"], event.get("step")) for event in events] == [
+        (0, "starting", None), (1, "skipped_step", 1), (2, "skipped_step", 2)
+    ]  # fmt: skip
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from sftray.train_fn.journal import Journal, METRICS, read_lines
+
+journal = Journal(Path(sys.argv[1]), patient=True)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for step in range(100):
+    journal.add_metrics({"step": step, "text": "x" * 40})
+assert len(list(read_lines(journal.folder / METRICS))) < 20
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+journal.write_waiting()
+"""
+
+
+def test_a_line_that_fitted_by_half_is_whole_in_the_end(tmp_path: Path) -> None:
+    """The process may write files of 1,000 bytes for a while, which ends in the middle of a line."""
+    subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], check=True)
+    assert [row["step"] for row in read_lines(tmp_path / METRICS)] == list(range(100))
