@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 import ray
 from local_runs import build_job, hash_newest
+from outcomes import Outcome, record
 from processes import has_ended
-from tiny_runs import build_config, read_events, trace
+from tiny_runs import build_config, read_events, read_metrics, trace
 from waiting import wait_until
 
 from sftray.cluster.connection import connect_for
@@ -54,13 +55,13 @@ class Signalled(threading.Thread):
 
     def __init__(self, run_dir: Path, number: int) -> None:
         super().__init__(daemon=True)
-        self._run_dir, self._number = run_dir, number
+        self.run_dir, self._number = run_dir, number
         self.pid, self.sent = 0, 0.0
 
     def run(self) -> None:
-        path = self._run_dir / "events.jsonl"
-        wait_until(lambda: path.exists() and bool(find(self._run_dir, "checkpoint")), 120)
-        self.pid = find(self._run_dir, "running")[0]["pids"][1]
+        path = self.run_dir / "events.jsonl"
+        wait_until(lambda: path.exists() and bool(find(self.run_dir, "checkpoint")), 120)
+        self.pid = find(self.run_dir, "running")[0]["pids"][1]
         os.kill(self.pid, self._number)
         self.sent = time.time()
 
@@ -68,6 +69,14 @@ class Signalled(threading.Thread):
 def assert_equal_runs(job: dict[str, Any], reference: dict[str, Any]) -> None:
     assert trace(Path(job["run_dir"])) == trace(Path(reference["run_dir"]))
     assert hash_newest(job) == hash_newest(reference)
+
+
+def record_recovery(fault: str, signalled: Signalled, reached: int, start: dict[str, Any]) -> None:
+    """`start`: the event with which the run went on."""
+    rows = read_metrics(signalled.run_dir)
+    seconds = next(row["time"] for row in rows if row["time"] > start["time"]) - signalled.sent
+    again = max(reached - start["step"], 0)
+    record(Outcome("process", fault, 1, "rank, node, step and cause of the lost one", 1, again, seconds))
 
 
 def test_a_killed_worker_is_named_and_the_run_ends_as_the_straight_one(
@@ -86,6 +95,7 @@ def test_a_killed_worker_is_named_and_the_run_ends_as_the_straight_one(
     assert second["why"].startswith("rank 1 was lost (its process died: it was killed or it crashed; node ")
     assert not list(run_dir.glob("crash-*"))
     assert_equal_runs(job, reference)
+    record_recovery("SIGKILL of 1 of 2 workers of Ray Train", killer, failed["step"], second)
 
 
 @pytest.mark.chaos
@@ -105,6 +115,8 @@ def test_a_frozen_worker_is_noticed_ended_and_replaced(
     stacks = (run_dir / "stacks" / "attempt-1-rank-0.txt").read_text()  # of the one that waited for it
     assert "train_worker" in stacks and "has taken" in stacks
     assert_equal_runs(job, reference)
+    fault = "SIGSTOP of 1 of 2 workers (noticed after 8 s, for this test)"
+    record_recovery(fault, stopper, failed["step"], find(run_dir, "running")[1])
 
 
 def plant_a_token_out_of_range(tokens: Path) -> None:

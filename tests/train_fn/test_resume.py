@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import Faults, run_proxy
+from outcomes import Outcome, record
 from s3_server import make_place
 from tiny import build_model, build_tokenizer, build_trainer
 
@@ -255,5 +256,8 @@ def test_no_damage_to_a_real_checkpoint_goes_unseen(times: int, real: Path, tmp_
         seen[kind] += 1
         shutil.copy2(kept, path)
     assert sum(seen.values()) == times and min(seen.values()) > times / 5
+    for kind, count in seen.items():
+        saw = "named and set aside; the one before is taken"
+        record(Outcome("files", f"a file of a checkpoint {kind}, at random", count, saw, count))
     newest = find_newest(store)
     assert newest is not None and newest.step == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import Faults, Proxy, run_proxy
+from outcomes import Outcome, record
 from s3_server import make_place
 
 from sftray.train_fn.errors import ConfigError, FencedError, Problem, StoreError
@@ -158,7 +159,9 @@ def test_a_fifth_of_calls_may_fail(seed: int, shaken: Store, proxy: Proxy) -> No
     shaken.fetch("checkpoints/a", WHOLE)
     assert shaken.list_files("checkpoints/a") == WHOLE
     assert all(shaken.read(f"files/{number}") == DATA for number in range(10))
-    assert proxy.counts["before"] + proxy.counts["after"] > 10
+    faults = proxy.counts["before"] + proxy.counts["after"]
+    assert faults > 10
+    record(Outcome("store", "S3: 500, 503, 429 or a cut connection on 20 % of calls", faults, "nothing", faults))
 
 
 @pytest.mark.parametrize("error", [500, 503, 429, 0])
@@ -193,6 +196,7 @@ def test_an_upload_that_lies_is_made_again(kind: str, shaken: Store, proxy: Prox
     proxy.faults = Faults(lie=kind, lie_about="weights", lies=2)  # type: ignore[arg-type]
     assert publish(shaken)
     assert shaken.list_files("checkpoints/a") == WHOLE and proxy.counts["lie"] == 2
+    record(Outcome("store", "S3: an upload that is said to be kept, and is not", 2, "nothing: it is sent again", 2))
 
 
 @pytest.mark.parametrize("kind", ["nothing", "truncated"])
@@ -202,6 +206,7 @@ def test_an_upload_that_lies_for_good_is_found_out(kind: str, about: str, shaken
     with pytest.raises(StoreError, match=f"the store says that it keeps {about}, and does not"):
         publish(shaken)
     assert shaken.list_files("checkpoints/a").get("LAST", 0) != WHOLE["LAST"]
+    record(Outcome("store", "S3: every upload of a file lies", 1, "the store says that it keeps …, and does not", 1))
 
 
 def test_a_creation_that_lies_is_not_won(shaken: Store, proxy: Proxy) -> None:
@@ -252,10 +257,16 @@ def count_winners(store: Store, races: int, racers: int) -> list[int]:
 
 @pytest.mark.parametrize("races", [20, pytest.param(300, marks=pytest.mark.chaos)])
 def test_of_all_who_race_for_a_name_one_gets_it(races: int, store: Store) -> None:
-    assert count_winners(store, races, racers=4) == [1] * races
+    winners = count_winners(store, races, racers=4)
+    kind = type(store).__name__
+    record(Outcome("owners", f"4 race for one name, {kind}", races, "one has it", winners.count(1)))
+    assert winners == [1] * races
 
 
 @pytest.mark.parametrize("races", [10, pytest.param(100, marks=pytest.mark.chaos)])
 def test_of_all_who_race_through_a_bad_network_one_gets_it(races: int, shaken: Store, proxy: Proxy) -> None:
     proxy.faults = Faults(error_rate=0.2, seed=races)
-    assert count_winners(shaken, races, racers=3) == [1] * races
+    winners = count_winners(shaken, races, racers=3)
+    fault = "3 race for one name in S3, 20 % of calls fail"
+    record(Outcome("owners", fault, races, "one has it", winners.count(1)))
+    assert winners == [1] * races

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 BEGIN, END = "<!-- faults: made by make chaos -->", "<!-- end of faults -->"
@@ -13,9 +13,9 @@ BEGIN, END = "<!-- faults: made by make chaos -->", "<!-- end of faults -->"
 class Outcome:
     """One fault, injected `count` times.
 
-    `saw`: what a person was told; `equal`: how many of them ended with the bits (or the losses) of the run that
-    nothing happened to; `again`: the most steps that were done twice; `seconds`: the longest from the fault to the
-    first new step, or to the end of the command.
+    `saw`: what a person was told; `equal`: how many of them ended as they should: with the bits of the run that
+    nothing happened to, or as `saw` says; `again`: the most steps that were done twice; `seconds`: the longest from
+    the fault to the first new step, or to the end of the command.
     """
 
     group: str
@@ -34,14 +34,32 @@ def record(outcome: Outcome) -> None:
             file.write(json.dumps(asdict(outcome)) + "\n")
 
 
+def merge(outcomes: list[Outcome]) -> list[Outcome]:
+    """One of each fault: times are added, and of the costs the worst is kept."""
+    merged: dict[tuple[str, str], Outcome] = {}
+    for new in outcomes:
+        key = (new.group, new.fault)
+        if (old := merged.get(key)) is not None:
+            new = replace(
+                new,
+                count=old.count + new.count,
+                equal=old.equal + new.equal,
+                again=max((x for x in (old.again, new.again) if x is not None), default=None),
+                seconds=max((x for x in (old.seconds, new.seconds) if x is not None), default=None),
+            )
+        merged[key] = new
+    return sorted(merged.values(), key=lambda outcome: outcome.group)
+
+
 def build_table(outcomes: list[Outcome], seed: int) -> str:
     lines = [
-        f"Seed {seed}. Equal: ended with the weights, optimizer and metrics of the run that nothing happened to.",
+        f"Seed {seed}. Survived: ended with the bits of the run that nothing happened to (weights, optimizer, random "
+        "states, metrics, ledger), or as the last column says.",
         "",
-        "| | fault | times | equal | steps done again | seconds | what the person saw |",
+        "| | fault | times | survived | steps done again | seconds | what the person saw |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
-    for each in sorted(outcomes, key=lambda outcome: outcome.group):
+    for each in merge(outcomes):
         again = "–" if each.again is None else str(each.again)
         seconds = "–" if each.seconds is None else f"{each.seconds:.1f}"
         saw = each.saw.replace("|", "\\|")
