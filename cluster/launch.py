@@ -25,6 +25,16 @@ _CONTROLLER_RETRIES = 3
 _NOT_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no annotations here
+    """Without the actor that hands out datasets of Ray Data: a run has none, and each start of its workers would wait
+    for a process more that imports for seconds."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # Ray's own, and not public: where it has changed, the actor is started in vain.
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+
+
 def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) -> dict[str, Any]:
     """Run `train_worker(job)` on the workers of `placement`, and start them again when one is lost.
 
@@ -59,7 +69,7 @@ def run_function(
         failures: decides whether workers that failed are started again.
     """
     apply_settings()
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         function,
         train_loop_config=argument,
         torch_config=JoiningConfig(backend="nccl" if placement.use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),

@@ -19,13 +19,20 @@ for _folder in ("support", "chaos"):  # spawned processes inherit it
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """The one Ray node of the tests, with more CPUs than the machine may have: tests of layout need three."""
+    """The one Ray node of the tests, with more CPUs than the machine may have: tests of layout need three.
+
+    As in a cluster that a run starts for itself, no process of Ray's own looks for notices and keeps the dashboard's
+    pages: each start of workers would wait for its imports. Tests of clusters turn them on again.
+    """
     from ray_node import start_node
 
+    helpers = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
     with start_node(num_cpus=4) as address:
-        os.environ["RAY_ADDRESS"] = address
+        settings = {"RAY_ADDRESS": address, **helpers}
+        os.environ.update(settings)
         yield address
-        os.environ.pop("RAY_ADDRESS")
+        for name in settings:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,8 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(start_node(0))
         yield Cluster(address, [stack.enter_context(join_node(address, 1)) for _ in range(2)])
