@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from commands import read_output, start_command, wait_for
+from local_runs import build_job
 from rich.console import Console
-from tiny_runs import build_config, read_events, trace, train
+from tiny_runs import build_config, read_events, trace
 from waiting import wait_until
 
+from sftray.cluster.processes import run_processes
 from sftray.platform.driver import resume_run
 from sftray.platform.stopping import are_workers_at_work, run_stoppable
 from sftray.train_fn.checkpoint import list_checkpoints
@@ -96,7 +98,8 @@ def test_who_could_save(states: list[str], at_work: bool, tmp_path: Path) -> Non
 def test_sigterm_saves_in_this_step_and_resume_gives_the_straight_run(ray_address: str, tmp_path: Path) -> None:
     changes = {"train": {"epochs": 20, "save_every": 0, "eval_every": 0}}
     config = build_config(tmp_path, **changes)
-    straight = train(config)
+    straight = build_job(config, tmp_path, "straight")
+    assert run_processes(straight, 2).finished  # in plain processes, which start faster
     (tmp_path / "run.yaml").write_text(dump_config(Resolved(config, {})))
     process = start_command(tmp_path, "train", "run.yaml", "--json", "name=stopped", address=ray_address)
     run_dir = tmp_path / "runs" / "stopped"
@@ -111,7 +114,7 @@ def test_sigterm_saves_in_this_step_and_resume_gives_the_straight_run(ray_addres
     assert json.loads(output[output.rindex('{\n "error"') : output.rindex("}") + 1])["exit_code"] == 75
     assert f"sftray resume {run_dir}" in output
     resume_run(run_dir, Console(file=io.StringIO()))
-    assert trace(run_dir) == trace(straight.run_dir)
+    assert trace(run_dir) == trace(Path(straight["run_dir"]))
 
 
 @pytest.mark.ray
