@@ -31,8 +31,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(job["run_dir"])
 
 
-def begin(folder: Path, address: str) -> tuple[Path, "subprocess.Popen[bytes]"]:
-    (folder / "run.yaml").write_text(dump_config(Resolved(build_config(folder, **CHANGES), {})))
+def begin(folder: Path, address: str, epochs: int = 10) -> tuple[Path, "subprocess.Popen[bytes]"]:
+    config = build_config(folder, train={**CHANGES["train"], "epochs": epochs})
+    (folder / "run.yaml").write_text(dump_config(Resolved(config, {})))
     return folder / "runs" / "run", start_command(folder, "train", "run.yaml", "name=run", address=address)
 
 
@@ -88,7 +89,7 @@ def find_controller() -> int:
 
 @pytest.mark.chaos
 def test_two_drivers_of_one_run(ray_address: str, tmp_path: Path) -> None:
-    run_dir, process = begin(tmp_path, ray_address)
+    run_dir, process = begin(tmp_path, ray_address, epochs=10_000)
     wait_for(lambda: count_steps(run_dir) >= 5, process, tmp_path)
     (tmp_path / "second").mkdir()
     second = start_command(tmp_path / "second", "resume", str(run_dir), address=ray_address)

@@ -75,8 +75,8 @@ def test_workers_killed_at_random(kills: int, world_size: int, tmp_path: Path) -
             again = max(again, count_steps(Path(job["run_dir"])) - newest_step(job))
         end_run(job, world_size)
         equal += is_straight(job, world_size)
-    name = f"SIGKILL at random, {world_size} worker(s), {hit} kills in {runs} runs"
-    record(Outcome("process", name, runs, "", equal, again))
+    fault = f"1 to 3 SIGKILLs at random in a run, {world_size} worker(s)"
+    record(Outcome("process", fault, runs, f"{hit} kills", equal, again))
     assert equal == runs
 
 
