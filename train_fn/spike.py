@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 WINDOW = 64  # steps that say what is usual
 FEWEST = 16  # steps before which nothing is called unusual
 _SIGMAS = 6.0
-_RATIO = 1.5  # a jump of a loss that hardly moves is none: it must also stand out to the eye
+_LEAST = 0.5  # nats: a loss near nothing, of rows known by heart, moves by many times itself
 _TO_SIGMA = 1.4826  # of a normal distribution's median absolute deviation
 
 
@@ -16,7 +16,7 @@ class SpikeWatch:
     """Compares each step's loss with those of the steps before.
 
     Usual is the median; a spike is further above it than six robust standard deviations (by the median absolute
-    deviation: Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993), and half as much again. A level that
+    deviation: Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993), and than half a nat. A level that
     stays becomes usual, and is told once. It starts anew with each attempt.
     """
 
@@ -35,4 +35,4 @@ class SpikeWatch:
             return None
         usual = statistics.median(self.recent)
         sigma = _TO_SIGMA * statistics.median(abs(value - usual) for value in self.recent)
-        return usual if loss > max(usual + _SIGMAS * sigma, usual * _RATIO) else None
+        return usual if loss > usual + max(_SIGMAS * sigma, _LEAST) else None
