@@ -5,6 +5,7 @@ where the workers do not reach each other, and what dies in between keeps its re
 """
 
 import gc
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+# The worker function, and what transformers would import later: when the model is built, and when it first answers.
+_NEEDED = ("sftray.train_fn.worker", "transformers.modeling_utils", "transformers.generation.utils")
 
 
 def import_worker() -> None:
@@ -22,7 +26,8 @@ def import_worker() -> None:
     """
     gc.disable()
     try:
-        import sftray.train_fn.worker  # noqa: F401
+        for name in _NEEDED:
+            importlib.import_module(name)
     finally:
         gc.freeze()
         gc.enable()

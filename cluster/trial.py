@@ -108,7 +108,8 @@ def _train_on_workers(job: dict[str, Any], placement: Placement, max_failures: i
         for metrics in validations.read():
             report_to_tune(run_dir, metrics)
 
-    return run_on_crew({**job, "stop_file": str(stop_file(run_dir))}, placement, max_failures, tell)
+    stop_files = [*job["stop_files"], str(stop_file(run_dir))]
+    return run_on_crew({**job, "stop_files": stop_files}, placement, max_failures, tell)
 
 
 class _Validations:

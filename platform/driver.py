@@ -194,7 +194,7 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     with _record_failure(journal), Follower(attempt.run_dir, _build_mirrors(attempt)) as follower:
         stop_file = attempt.run_dir / STOP
         job = build_job(attempt.config, attempt.run_dir, attempt.prepared.folder, _find_deadline(attempt.config))
-        job |= {"stop_file": str(stop_file), "owner": attempt.lease.number}
+        job |= {"stop_files": [str(stop_file)], "owner": attempt.lease.number}
         outcome, request = run_stoppable(
             lambda: run_workers(job, placement, attempt.config.scaling.max_failures),
             stop_file,
@@ -213,17 +213,18 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
 
 @contextlib.contextmanager
 def _record_failure(journal: Journal) -> Iterator[None]:
-    """Say in the run's events what ended it. Ctrl-C after a checkpoint is a stop from which to go on."""
+    """Say in the run's events what ended it. A signal after a checkpoint is a stop from which to go on."""
     try:
         yield
     except UserError as error:
         journal.add_event("failed", journal.count_attempts(), error.problems[0].what)
         raise
-    except KeyboardInterrupt:
-        journal.add_event("interrupted", journal.count_attempts(), "Ctrl-C")
+    except KeyboardInterrupt as interrupt:
+        why = str(interrupt) or "Ctrl-C"  # Python's own has no text
+        journal.add_event("interrupted", journal.count_attempts(), why)
         saved = list_checkpoints(journal.folder / CHECKPOINTS)
         if saved:
-            raise StoppedError(_describe_stop(journal.folder, saved[-1].step, "Ctrl-C")) from None
+            raise StoppedError(_describe_stop(journal.folder, saved[-1].step, why)) from None
         raise
     except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
         journal.add_event("failed", journal.count_attempts(), f"{type(error).__name__}: {error}"[:500])

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,23 @@ T = TypeVar("T")
 
 _WORDS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _POLL_S = 0.1  # how soon a signal is acted upon: Python runs handlers between two looks
+# make, timeout and others pass a signal on that their whole group got already: then it comes twice, and is one.
+_SAME_S = 0.3
 _AT_WORK = "running"
 _NOT_AT_WORK = ("starting", "worker_failed", "frozen", "not_joined")
 
 
 @dataclass
 class StopRequest:
-    """`reason`: the signal that asked for the stop; None as long as there is none."""
+    """`reason`: the signal that asked for the stop; None as long as there is none. `asked`: when, on the monotonic
+    clock.
+    """
 
     reason: str | None = None
+    asked: float = 0.0
+
+    def is_asked_again(self, word: str) -> bool:
+        return word == self.reason and time.monotonic() - self.asked < _SAME_S
 
 
 def are_workers_at_work(journal: Journal) -> bool:
@@ -54,7 +63,8 @@ def run_stoppable(
         check: called again and again meanwhile; what it raises ends the matter at once.
 
     Raises:
-        KeyboardInterrupt: it leaves at once. What `run` started is left to whoever shuts Ray down.
+        KeyboardInterrupt: it leaves at once; its text is the signal. What `run` started is left to whoever shuts Ray
+            down.
     """
     stop_file.unlink(missing_ok=True)
     request = StopRequest()
@@ -68,9 +78,12 @@ def run_stoppable(
             failed.append(error)
 
     def ask(number: int, frame: FrameType | None) -> None:
+        word = _WORDS[signal.Signals(number)]
+        if request.is_asked_again(word):
+            return
         if request.reason is not None or not is_at_work():
-            raise KeyboardInterrupt
-        request.reason = _WORDS[signal.Signals(number)]
+            raise KeyboardInterrupt(word)
+        request.reason, request.asked = word, time.monotonic()
         _write(stop_file, request.reason)
         tell(f"{request.reason}: saving at the end of this step; once more to leave at once")
 

@@ -1,9 +1,6 @@
 """Driving a sweep: settle what is asked, prepare tokens once, run the trials, say which setting is better."""
 
-import contextlib
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,28 +9,22 @@ from rich.console import Console
 
 from sftray.cluster.connection import check_this_machine, connect_for, has_cluster
 from sftray.cluster.preparation import choose_map
-from sftray.cluster.resources import Placement, look_at_cluster
 from sftray.platform.driver import fix_batch, prepare_again, prepare_run, settle_paths
-from sftray.platform.leaderboard import choose_finalists, load_leaderboard
 from sftray.platform.run_directory import check_name_is_free, open_store, take_run_directory
-from sftray.platform.sweep_feed import Feed, Sweep
+from sftray.platform.sweep_feed import Sweep
 from sftray.platform.sweep_files import (
     BASE,
     SweepSettings,
     load_settings,
     save_settings,
 )
-from sftray.platform.sweep_mirrors import SweepMirrors
-from sftray.platform.sweep_progress import SweepProgress
-from sftray.platform.trial_directory import read_end
+from sftray.platform.sweep_run import run_sweep
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
-from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
-from sftray.train_fn.journal import DATA, Journal
-from sftray.train_fn.lease import hold_lease
+from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.journal import DATA
 from sftray.train_fn.prepare import Prepared
-from sftray.train_fn.store import connect_store
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer import build_run_plan
 from sftray.tune_spaces.halving import plan_evaluations, plan_rungs
@@ -47,7 +38,6 @@ EVALUATIONS = 8  # of every trial, at equal parts of its progress
 REDUCTION_FACTOR = 2.0
 FINALISTS = 2
 DEFAULT_TRIALS = 8
-_CACHE = ".tune"
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Con
         (sweep_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
         (sweep_dir / BASE).write_text(dump_config(base), encoding="utf-8")
         save_settings(sweep_dir, settings)  # last: what has it is a sweep
-        return _run_sweep(Sweep(sweep_dir, settings, base, space, prepared), placement, console)
+        return run_sweep(Sweep(sweep_dir, settings, base, space, prepared), placement, console)
 
 
 def resume_sweep(sweep_dir: Path, console: Console) -> Path:
@@ -110,7 +100,7 @@ def resume_sweep(sweep_dir: Path, console: Console) -> Path:
     with connect_for(config.scaling) as (placement, num_nodes):
         prepared = prepared or prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
         sweep = Sweep(sweep_dir.absolute(), settings, base, space, prepared)
-        return _run_sweep(sweep, placement, console)
+        return run_sweep(sweep, placement, console)
 
 
 def _find_space(asked: str | dict[str, Any], config: RunConfig) -> Space:
@@ -212,87 +202,3 @@ def _build_base(resolved: Resolved, settings: SweepSettings, prepared: Prepared,
     }
     origin = {**resolved.origin, **dict.fromkeys(point, "sweep")}
     return fix_batch(replace(resolved, config=config.model_copy(update=changed), origin=origin), sweep_dir.name)
-
-
-def _run_sweep(sweep: Sweep, placement: Placement, console: Console) -> Path:
-    """Search, then repeat the finalists; the sweep's events say how it ended.
-
-    Raises:
-        ConfigError: another process drives it.
-    """
-    with hold_lease(connect_store(sweep.folder), sweep.folder.name):
-        return _run_owned(sweep, placement, console)
-
-
-def _run_owned(sweep: Sweep, placement: Placement, console: Console) -> Path:
-    from sftray.cluster.tuning import count_concurrent
-
-    journal = Journal(sweep.folder)
-    journal.add_event("starting", journal.count_attempts() + 1, f"{sweep.settings.trials} trials")
-    concurrent = count_concurrent(sweep.base.config.scaling, placement, look_at_cluster())
-    concurrent = min(concurrent, sweep.settings.concurrent or concurrent)
-    minutes = sweep.settings.max_minutes
-    sweep = replace(sweep, deadline=None if minutes is None else time.time() + minutes * 60)
-    total = sweep.settings.trials + sweep.settings.repeats * sweep.settings.finalists
-    with (
-        _record_end(journal),
-        SweepMirrors(sweep.folder, sweep.base.config.tracking, console),
-        SweepProgress(console, sweep.folder, total),
-    ):
-        _run_phases(sweep, placement, concurrent)
-        journal.add_event("finished", journal.count_attempts())
-    _refuse_all_failed(sweep)
-    return sweep.folder
-
-
-def _run_phases(sweep: Sweep, placement: Placement, concurrent: int) -> None:
-    from sftray.cluster.tuning import run_trials
-
-    def run(feed: Feed, limit: int) -> None:
-        cache = sweep.folder / _CACHE
-        max_failures = sweep.base.config.scaling.max_failures
-        if limit:
-            run_trials(feed, placement, limit, concurrent, max_failures, cache)
-        feed.raise_if_stopped()
-
-    search = Feed(sweep, "search")
-    run(search, search.count_missing())
-    if sweep.settings.repeats:
-        finalists = choose_finalists(load_leaderboard(sweep.folder), sweep.settings.finalists)
-        repeats = Feed(sweep, "repeat", [ranked.record for ranked in finalists])
-        run(repeats, repeats.count_missing())
-
-
-@contextlib.contextmanager
-def _record_end(journal: Journal) -> Iterator[None]:
-    """Say in the sweep's events what ended it before its end."""
-    fix = f"sftray resume {journal.folder}"
-    try:
-        yield
-    except StoppedError as error:
-        journal.add_event("stopped", journal.count_attempts(), error.problems[0].why or "")
-        raise
-    except KeyboardInterrupt:
-        journal.add_event("interrupted", journal.count_attempts(), "Ctrl-C")
-        raise StoppedError(Problem("the sweep was interrupted", why="Ctrl-C", fix=fix)) from None
-    except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
-        said = error.problems[0].what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        journal.add_event("failed", journal.count_attempts(), said[:500])
-        raise
-
-
-def _refuse_all_failed(sweep: Sweep) -> None:
-    """A sweep of which no trial came to a result has failed, in the way in which its first trial has."""
-    ranked = load_leaderboard(sweep.folder)
-    if any(each.state != "failed" for each in ranked):
-        return
-    end = read_end(sweep.folder / ranked[0].record.name) or {}
-    problem = Problem(
-        f"all {len(ranked)} trials failed; the first: {ranked[0].why}",
-        where=str(sweep.folder),
-        fix="narrow the space, or try one of its points with sftray train",
-    )
-    kind = next((kind for kind in UserError.__subclasses__() if kind.exit_code == end.get("exit_code")), None)
-    if kind is None:
-        raise RuntimeError(problem.what)  # nobody foresaw it: our bug, and each trial's crash.txt has its traceback
-    raise kind(problem)

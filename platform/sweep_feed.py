@@ -29,7 +29,7 @@ from sftray.train_fn.checkpoint import find_best
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import Problem, StoppedError
-from sftray.train_fn.journal import CHECKPOINTS, CONFIG, Journal
+from sftray.train_fn.journal import CHECKPOINTS, CONFIG, STOP, Journal
 from sftray.train_fn.prepare import Prepared
 from sftray.tune_spaces.parameters import Space
 from sftray.tune_spaces.population import Member, decide_exploit, explore_point
@@ -72,7 +72,7 @@ class Feed:
 
     def next_trial(self) -> tuple[str, dict[str, Any]] | None:
         deadline = self._sweep.deadline
-        if deadline is not None and time.time() >= deadline:
+        if (deadline is not None and time.time() >= deadline) or self._read_stop():
             return None
         record = self._pending.pop(0) if self._pending else self._begin()
         return None if record is None else (record.name, self._build(record))
@@ -92,8 +92,14 @@ class Feed:
         left = Feed(self._sweep, self._phase).count_missing() if self._phase == "search" else len(self._unfinished())
         if left:
             fix = f"sftray resume {self._sweep.folder}"
-            why = "--max-minutes is reached" if self._is_late() else "their processes or the store failed"
+            late = "--max-minutes is reached" if self._is_late() else "their processes or the store failed"
+            why = self._read_stop() or late
             raise StoppedError(Problem(f"the sweep stopped; {left} trial(s) did not end", why=why, fix=fix))
+
+    def _read_stop(self) -> str:
+        """The signal that asked the sweep to stop, if there was one."""
+        path = self._sweep.folder / STOP
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def _is_late(self) -> bool:
         return self._sweep.deadline is not None and time.time() >= self._sweep.deadline - 60
@@ -151,6 +157,7 @@ class Feed:
         config = load_config(run_dir / CONFIG).config
         return {
             **build_job(config, run_dir, sweep.prepared.folder, sweep.deadline),
+            "stop_files": [str(sweep.folder / STOP)],
             "evaluations": sweep.settings.evaluations,
             "before": str(sweep.folder / f".before-{_digest_start(config)}.json"),
         }

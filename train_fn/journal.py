@@ -53,6 +53,9 @@ class Journal:
         self._append(SAMPLES, sample)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        _encode(
+            row
+        )  # what is no JSON at all is refused here: as a line that waits it would be in the way of all others
         with self._lock:
             waiting = self._waiting.setdefault(name, [])
             waiting.append(row)

@@ -114,7 +114,8 @@ def _measure_device(session: Session, metrics: Mapping[str, float]) -> dict[str,
 def after_step(session: Session, result: StepResult, ends: bool, save: bool = False) -> None:
     """Log, evaluate and save what is due after a step. `ends`: nothing follows it in this attempt. `save`: at once.
 
-    A step that reaches a milestone of `session.evaluations` does all three, and its metrics name it.
+    The last step, and one that reaches a milestone of `session.evaluations`, do all three; the metrics name the
+    milestone. A run that is stopped saves and no more: what it has logged is what it would have, had it gone on.
     """
     train, step = session.config.train, result.step
     session.chain = result.chain
@@ -125,16 +126,16 @@ def after_step(session: Session, result: StepResult, ends: bool, save: bool = Fa
     elif (usual := session.spikes.notice(result.outcome.loss)) is not None:
         _note_step(session, result, "loss_spike", f"loss {result.outcome.loss:.4g}, usual before {usual:.4g}")
     milestone = find_milestone(session.evaluations, session.run, step)
-    all_due = ends or milestone is not None
+    all_due = step == session.run.total_steps or milestone is not None
     validation = evaluate_run(session) if all_due or _is_due(step, train.eval_every) else {}
     metrics = {**result.metrics, **validation}
     if milestone is not None:
         metrics["milestone"] = milestone
     if all_due or validation or _is_due(step, train.log_every):
         record(session, metrics)
-    if all_due or save or _is_due(step, train.save_every):
+    if all_due or ends or save or _is_due(step, train.save_every):
         start_save(session, metrics, hurry=ends)
-        if all_due or save:
+        if all_due or ends or save:
             finish_save(session, hurry=ends)
     elif validation:
         session.report(metrics, None)

@@ -50,7 +50,7 @@ def train_worker(job: dict[str, Any], door: Door | None = None) -> dict[str, Any
     Args:
         job: `config` (a resolved RunConfig as JSON values), `run_dir`, `tokens` (the token store's folder),
             `config_hash`, and `deadline` (Unix seconds at which to save and stop, or None). It may hold
-            `stop_file` (a path; once it exists the run saves and stops), `evaluations` (values of progress at
+            `stop_files` (paths; once one exists the run saves and stops), `evaluations` (values of progress at
             which it is validated and saved), `before` (a file that equal runs share, see before.py),
             `watchdog` (fields of watchdog.Fuses that differ; without it nothing is watched) and `register`
             (whether Ray Train hears of checkpoints, which then are below its storage path; True without it).
@@ -195,13 +195,13 @@ def build_look(is_first: bool) -> Callable[[], bool]:
 
 
 def build_stop(job: dict[str, Any], rank: int) -> Callable[[], bool]:
-    """Whether this rank asks all to save and stop: at the deadline, or, rank 0, when the stop file is there."""
-    deadline, stop_file = job["deadline"], job.get("stop_file")
+    """Whether this rank asks all to save and stop: at the deadline, or, rank 0, when a stop file is there."""
+    deadline, stop_files = job["deadline"], job.get("stop_files", ())
 
     def wants_stop() -> bool:
         if deadline is not None and time.time() >= deadline:
             return True
-        return stop_file is not None and rank == 0 and os.path.exists(stop_file)
+        return rank == 0 and any(map(os.path.exists, stop_files))
 
     return wants_stop
 

@@ -224,6 +224,7 @@ def test_a_run_is_not_resumed_on_a_machine_that_cannot_hold_it(tmp_path: Path) -
         (ZeroDivisionError("bug"), True, ZeroDivisionError, "failed", "ZeroDivisionError: bug"),
         (KeyboardInterrupt(), False, KeyboardInterrupt, "interrupted", "Ctrl-C"),
         (KeyboardInterrupt(), True, StoppedError, "interrupted", "Ctrl-C"),
+        (KeyboardInterrupt("SIGTERM"), True, StoppedError, "interrupted", "SIGTERM"),
     ],
 )
 def test_what_ended_a_run_stands_in_its_events(

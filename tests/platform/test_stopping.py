@@ -46,13 +46,26 @@ def test_where_nobody_could_save_a_signal_ends_it_at_once(tmp_path: Path) -> Non
     done = threading.Event()
 
     def run() -> None:
-        send(signal.SIGINT)
+        send(signal.SIGTERM)
         done.wait(60)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         run_stoppable(run, tmp_path / STOP, lambda: False, print)
     done.set()
     assert not (tmp_path / STOP).exists()
+
+
+def test_a_signal_that_is_passed_on_to_who_has_it_already_is_one(tmp_path: Path) -> None:
+    """As make and timeout do: the group has it from the terminal, and they send it again."""
+
+    def run() -> str:
+        send(signal.SIGTERM)
+        wait_until((tmp_path / STOP).exists)
+        send(signal.SIGTERM)
+        return "ended by itself"
+
+    result, request = run_stoppable(run, tmp_path / STOP, lambda: True, lambda text: None)
+    assert (result, request.reason) == ("ended by itself", "SIGTERM")
 
 
 def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -64,7 +77,7 @@ def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         send(signal.SIGINT)
         done.wait(60)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
         run_stoppable(run, tmp_path / STOP, lambda: True, lambda text: None)
     done.set()
 

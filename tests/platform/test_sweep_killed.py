@@ -1,4 +1,4 @@
-"""A sweep of the real command on a cluster of two CPUs of its own; its driver is killed, and `resume` ends it."""
+"""A sweep of the real command on a cluster of two CPUs of its own: stopped, killed, and ended by `resume`."""
 
 import os
 import signal
@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 from commands import read_output, start_command, wait_for
-from tiny_runs import build_config, read_events
-from tiny_sweeps import read_results, read_states
+from local_runs import build_job, run_here
+from tiny_runs import build_config, read_events, trace
+from tiny_sweeps import read_result, read_results, read_states
 
+from sftray.platform.sweep import EVALUATIONS
 from sftray.platform.sweep_files import read_ledger
 from sftray.train_fn.checkpoint import list_checkpoints
-from sftray.train_fn.config_file import Resolved, dump_config
+from sftray.train_fn.config_file import Resolved, dump_config, load_config
+from sftray.tune_spaces.halving import plan_evaluations
 
 pytestmark = pytest.mark.ray
 
@@ -20,25 +23,40 @@ SPACE = "train.gradient_accumulation_steps: {grid: [1, 2, 4]}\noptim.learning_ra
 
 
 def prepare(folder: Path) -> list[str]:
-    folder.mkdir()
     changes: dict[str, Any] = {"train": {"epochs": 3}, "scaling": {"num_workers": 1, "use_gpu": False}}
     (folder / "run.yaml").write_text(dump_config(Resolved(build_config(folder, **changes), {})))
     (folder / "space.yaml").write_text(SPACE)
     return ["tune", "run.yaml", "--space", "space.yaml", "--scheduler", "none", "--json", "name=swept"]
 
 
-def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    process = start_command(straight, *prepare(straight))
-    assert process.wait(300) == 0, read_output(straight)
-    process = start_command(killed, *prepare(killed))
-    sweep_dir = killed / "runs" / "swept"
-    wait_for(lambda: list_checkpoints(sweep_dir / "trial-001" / "checkpoints"), process, killed)
+def run_straight(sweep_dir: Path, folder: Path) -> list[Any]:
+    """The results of the sweep's trials, each run again in this process with nothing in its way."""
+    results = []
+    for record in read_ledger(sweep_dir):
+        config = load_config(sweep_dir / record.name / "config.yaml").config
+        job = build_job(config, folder, record.name, evaluations=plan_evaluations(EVALUATIONS))
+        run_here(job)
+        results.append(read_result(record, Path(job["run_dir"])))
+    return sorted(results, key=lambda result: result[:2])
+
+
+def test_a_sweep_that_is_stopped_and_then_killed_loses_nothing(tmp_path: Path) -> None:
+    process = start_command(tmp_path, *prepare(tmp_path))
+    sweep_dir = tmp_path / "runs" / "swept"
+    first, second = sweep_dir / "trial-000", sweep_dir / "trial-001"
+    wait_for(lambda: (first / "metrics.jsonl").exists(), process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, read_output(tmp_path)
+    assert "SIGTERM: saving at the end of this step" in read_output(tmp_path)
+    stopped = read_events(first)[-1]
+    assert (stopped["state"], stopped["step"]) == ("stopped", trace(first)[-1][0]), "all is saved"
+    process = start_command(tmp_path, "resume", str(sweep_dir), "--json")
+    wait_for(lambda: list_checkpoints(second / "checkpoints"), process, tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert read_events(sweep_dir / "trial-001")[-1]["state"] != "finished"
-    process = start_command(killed, "resume", str(sweep_dir), "--json")
-    assert process.wait(300) == 0, read_output(killed)
-    assert read_results(sweep_dir) == read_results(straight / "runs" / "swept")
+    assert read_events(second)[-1]["state"] != "finished"
+    process = start_command(tmp_path, "resume", str(sweep_dir), "--json")
+    assert process.wait(300) == 0, read_output(tmp_path)
+    assert read_results(sweep_dir) == run_straight(sweep_dir, tmp_path / "straight")
     assert set(read_states(sweep_dir).values()) == {"finished"}
     assert len(read_ledger(sweep_dir)) == 3

@@ -9,7 +9,7 @@ from rich.console import Console
 from tiny_runs import build_config, read_events, read_metrics
 
 from sftray.platform.sweep import SweepOptions, tune_run
-from sftray.platform.sweep_files import read_ledger
+from sftray.platform.sweep_files import TrialRecord, read_ledger
 from sftray.train_fn.config_file import Resolved
 
 
@@ -26,12 +26,15 @@ def read_states(sweep_dir: Path) -> dict[str, str]:
 
 
 def read_results(sweep_dir: Path) -> list[Any]:
-    """Of each trial its settings and every number that does not measure time or memory, in the order of settings."""
-    results = []
-    for record in read_ledger(sweep_dir):
-        rows = [
-            {key: value for key, value in row.items() if not key.startswith("perf/") and key != "time"}
-            for row in read_metrics(sweep_dir / record.name)
-        ]
-        results.append((json.dumps(record.point, sort_keys=True), record.seed, rows))
+    """Of each trial what `read_result` gives, in the order of settings."""
+    results = [read_result(record, sweep_dir / record.name) for record in read_ledger(sweep_dir)]
     return sorted(results, key=lambda result: result[:2])
+
+
+def read_result(record: TrialRecord, run_dir: Path) -> tuple[str, int | None, list[dict[str, Any]]]:
+    """A trial's settings and every number that does not measure time or memory."""
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith("perf/") and key != "time"}
+        for row in read_metrics(run_dir)
+    ]
+    return json.dumps(record.point, sort_keys=True), record.seed, rows

@@ -202,3 +202,11 @@ def test_a_line_that_fitted_by_half_is_whole_in_the_end(tmp_path: Path) -> None:
     """The process may write files of 1,000 bytes for a while, which ends in the middle of a line."""
     subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], check=True)
     assert [row["step"] for row in read_lines(tmp_path / METRICS)] == list(range(100))
+
+
+def test_a_line_that_is_no_json_is_an_error_and_in_nobodys_way(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, patient=True)
+    with pytest.raises(TypeError):
+        journal.add_event("skipped_step", 1, examples={1, 2})
+    journal.add_event("running", 1)
+    assert [(event["seq"], event["state"]) for event in read_lines(tmp_path / EVENTS)] == [(0, "running")]

@@ -114,7 +114,7 @@ def test_a_stop_file_saves_and_stops_and_the_run_goes_on_without_it(tmp_path: Pa
     whole = build_job(config, tmp_path, "whole")
     run_here(whole)
     stop = tmp_path / "stop"
-    job = build_job(config, tmp_path, "stopped", stop_file=str(stop), evaluations=[0.25])
+    job = build_job(config, tmp_path, "stopped", stop_files=[str(stop)], evaluations=[0.25])
     outcome = run_here(job, lambda metrics, folder: stop.touch())
     assert outcome == {"step": 4, "stopped": True, "why": ""}  # 25 % is step 3, and the next one sees the file
     assert [c.step for c in list_checkpoints(Path(job["run_dir"], "checkpoints"))] == [3, 4]

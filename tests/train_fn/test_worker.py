@@ -110,7 +110,7 @@ def test_two_workers_agree_on_the_start_on_milestones_and_on_stopping(tmp_path: 
     """With Ray Train and without it, which a run may change between its attempts."""
     config = build_config(tmp_path, train={"eval_every": 0, "save_every": 0})
     before, stop = tmp_path / "before.json", tmp_path / "stop"
-    more = {"evaluations": [0.5, 1.0], "before": str(before), "stop_file": str(stop)}
+    more = {"evaluations": [0.5, 1.0], "before": str(before), "stop_files": [str(stop)]}
     jobs = [build_job(config, tmp_path, name, **more) for name in ("one", "two")]
     assert run_processes(jobs[0], 2).finished
     stop.touch()

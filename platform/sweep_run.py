@@ -1,0 +1,123 @@
+"""A sweep that is settled runs to its end, or until something ends it; its events say which."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from sftray.cluster.resources import Placement, look_at_cluster
+from sftray.platform.leaderboard import choose_finalists, load_leaderboard
+from sftray.platform.stopping import are_workers_at_work, run_stoppable
+from sftray.platform.sweep_feed import Feed, Sweep
+from sftray.platform.sweep_files import read_ledger
+from sftray.platform.sweep_mirrors import SweepMirrors
+from sftray.platform.sweep_progress import SweepProgress
+from sftray.platform.trial_directory import read_end
+from sftray.train_fn.errors import Problem, StoppedError, UserError
+from sftray.train_fn.journal import EVENTS, STOP, Journal
+from sftray.train_fn.lease import hold_lease
+from sftray.train_fn.store import connect_store
+
+_CACHE = ".tune"
+
+
+def run_sweep(sweep: Sweep, placement: Placement, console: Console) -> Path:
+    """Search, then repeat the finalists; the sweep's events say how it ended.
+
+    Raises:
+        ConfigError: another process drives it.
+    """
+    with hold_lease(connect_store(sweep.folder), sweep.folder.name) as lease:
+        return _run_owned(sweep, placement, console, lease.check)
+
+
+def _run_owned(sweep: Sweep, placement: Placement, console: Console, check: Callable[[], None]) -> Path:
+    from sftray.cluster.tuning import count_concurrent
+
+    journal = Journal(sweep.folder)
+    journal.add_event("starting", journal.count_attempts() + 1, f"{sweep.settings.trials} trials")
+    concurrent = count_concurrent(sweep.base.config.scaling, placement, look_at_cluster())
+    concurrent = min(concurrent, sweep.settings.concurrent or concurrent)
+    minutes = sweep.settings.max_minutes
+    sweep = replace(sweep, deadline=None if minutes is None else time.time() + minutes * 60)
+    total = sweep.settings.trials + sweep.settings.repeats * sweep.settings.finalists
+    with (
+        _record_end(journal),
+        SweepMirrors(sweep.folder, sweep.base.config.tracking, console),
+        SweepProgress(console, sweep.folder, total),
+    ):
+        run_stoppable(
+            lambda: _run_phases(sweep, placement, concurrent),
+            sweep.folder / STOP,
+            lambda: _is_a_trial_at_work(sweep.folder),
+            functools.partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            check,
+        )
+        journal.add_event("finished", journal.count_attempts())
+    _refuse_all_failed(sweep)
+    return sweep.folder
+
+
+def _run_phases(sweep: Sweep, placement: Placement, concurrent: int) -> None:
+    from sftray.cluster.tuning import run_trials
+
+    def run(feed: Feed, limit: int) -> None:
+        cache = sweep.folder / _CACHE
+        max_failures = sweep.base.config.scaling.max_failures
+        if limit:
+            run_trials(feed, placement, limit, concurrent, max_failures, cache)
+        feed.raise_if_stopped()
+
+    search = Feed(sweep, "search")
+    run(search, search.count_missing())
+    if sweep.settings.repeats:
+        finalists = choose_finalists(load_leaderboard(sweep.folder), sweep.settings.finalists)
+        repeats = Feed(sweep, "repeat", [ranked.record for ranked in finalists])
+        run(repeats, repeats.count_missing())
+
+
+def _is_a_trial_at_work(sweep_dir: Path) -> bool:
+    """Whether there is a trial that trains and so could save."""
+    journals = (Journal(sweep_dir / record.name) for record in read_ledger(sweep_dir))
+    begun = (journal for journal in journals if (journal.folder / EVENTS).exists())
+    return any(read_end(journal.folder) is None and are_workers_at_work(journal) for journal in begun)
+
+
+@contextlib.contextmanager
+def _record_end(journal: Journal) -> Iterator[None]:
+    """Say in the sweep's events what ended it before its end."""
+    fix = f"sftray resume {journal.folder}"
+    try:
+        yield
+    except StoppedError as error:
+        journal.add_event("stopped", journal.count_attempts(), error.problems[0].why or "")
+        raise
+    except KeyboardInterrupt as interrupt:
+        why = str(interrupt) or "Ctrl-C"  # Python's own has no text
+        journal.add_event("interrupted", journal.count_attempts(), why)
+        raise StoppedError(Problem("the sweep was interrupted", why=why, fix=fix)) from None
+    except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
+        said = error.problems[0].what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        journal.add_event("failed", journal.count_attempts(), said[:500])
+        raise
+
+
+def _refuse_all_failed(sweep: Sweep) -> None:
+    """A sweep of which no trial came to a result has failed, in the way in which its first trial has."""
+    ranked = load_leaderboard(sweep.folder)
+    if any(each.state != "failed" for each in ranked):
+        return
+    end = read_end(sweep.folder / ranked[0].record.name) or {}
+    problem = Problem(
+        f"all {len(ranked)} trials failed; the first: {ranked[0].why}",
+        where=str(sweep.folder),
+        fix="narrow the space, or try one of its points with sftray train",
+    )
+    kind = next((kind for kind in UserError.__subclasses__() if kind.exit_code == end.get("exit_code")), None)
+    if kind is None:
+        raise RuntimeError(problem.what)  # nobody foresaw it: our bug, and each trial's crash.txt has its traceback
+    raise kind(problem)
