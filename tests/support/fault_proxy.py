@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 RESET = 0  # in place of a status: the connection is cut
 ERRORS = (500, 503, 429, RESET)
-_BODIES = {500: "InternalError", 503: "SlowDown", 429: "TooManyRequests"}
+_BODIES = {500: "InternalError", 503: "SlowDown", 429: "TooManyRequests", 403: "ExpiredToken"}
 
 
 @dataclass(frozen=True)
