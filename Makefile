@@ -34,10 +34,10 @@ chaos: export CHAOS_OUT := $(CURDIR)/.chaos.jsonl
 chaos: export CHAOS_SEED := $(SEED)
 chaos: $(STAMP)  ## the whole matrix of faults, whose table it puts into the README (disks as root alone): SEED=1
 	rm -f .chaos.jsonl
-	$(BIN)/python -m pytest -q tests/chaos $(if $(filter-out 0,$(shell id -u)),-m 'not system')
-	$(BIN)/python -m pytest -q $(addprefix tests/train_fn/test_,store.py lease.py resume.py checkpoint_protocol.py) \
-		$(addprefix tests/cluster/test_,failures_on_ray.py crew.py)
-	$(BIN)/python tests/support/outcomes.py .chaos.jsonl README.md $(SEED)
+	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(shell id -u)),-m 'not system') tests/chaos \
+		$(patsubst %,tests/train_fn/test_%.py,store store_trouble lease resume checkpoint_protocol step prepare_processes) \
+		$(patsubst %,tests/cluster/test_%.py,failures_on_ray crew); \
+	failed=$$?; $(BIN)/python tests/support/outcomes.py .chaos.jsonl README.md $(SEED) && exit $$failed
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from outcomes import Outcome, record
 from toy_data import join_others, prepare, prepare_at_once, save_byte_tokenizer, write_chats
 
 from sftray.train_fn import prepare as module
@@ -152,6 +153,7 @@ def test_a_killed_process_is_told_and_nothing_is_left(
     with pytest.raises(ClusterError, match="was killed"):
         prepare_tokens(toy, data, tmp_path / "tokens", load_tokenizer(toy), map_on_cores)
     assert list((tmp_path / "tokens").iterdir()) == []
+    record(Outcome("process", "SIGKILL of a process that prepares tokens", 1, "it was killed; nothing is left", 1))
 
 
 def kill_myself(task: ChunkTask) -> ChunkReceipt:

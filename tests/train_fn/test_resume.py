@@ -99,6 +99,8 @@ def test_an_older_attempt_neither_commits_nor_deletes(store: Store) -> None:
     assert prune_checkpoints(store, attempt=1, keep=1) == []
     assert [c.step for c in list_checkpoints(store)] == [10, 20, 30]
     assert prune_checkpoints(store, attempt=2, keep=1) == ["step-000010", "step-000020"]
+    saw = "attempt 2 has taken over the run; exit 75"
+    record(Outcome("owners", "an attempt that was taken for dead comes back, saves and deletes", 1, saw, 1))
 
 
 def test_what_slips_through_is_ignored_and_cleaned_up(store: Store) -> None:

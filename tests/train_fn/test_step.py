@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from outcomes import Outcome, record
 from tiny import (
     PAD_ID,
     VOCAB_SIZE,
@@ -142,6 +143,8 @@ def test_an_overflow_lowers_the_scale_until_gradients_fit(store: TokenStore) -> 
     assert first_good > MAX_SKIPPED_IN_A_ROW, "more skips in a row than a divergence has, and yet none"
     assert all(o.overflowed and not o.applied for o in outcomes[:first_good])
     assert trainer.scaler.get_scale() == 2.0 ** (40 - sum(outcome.overflowed for outcome in outcomes))
+    saw = "nothing: the scale is lowered"
+    record(Outcome("numbers", "fp16 gradients that overflow", first_good, saw, first_good))
 
 
 def test_gradients_that_overflow_at_any_scale_are_a_divergence(store: TokenStore) -> None:
