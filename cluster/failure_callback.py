@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from ray.train import UserCallback
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 
-from sftray.cluster.elastic import settle_nodes
+from sftray.cluster.elastic import renew_plan, settle_nodes
 from sftray.cluster.failures import build_error, decide, read_failure
+from sftray.cluster.resources import Placement, look_at_cluster
+from sftray.cluster.shortage import describe_shortage
 from sftray.train_fn.failure import Failure, WorkerFailed, add_failure, as_failure, read_events, read_failures
 from sftray.train_fn.journal import METRICS, Journal
 
@@ -25,10 +28,11 @@ class FailureCallback(UserCallback):  # type: ignore[misc]  # Ray has no annotat
     """Lets Ray start the workers again, or ends the run by raising.
 
     The cause of a failure gets a line in the run's events: written here for a worker that could not do it itself.
+    `placement`: of the workers that are started again; without it no look is taken at the nodes that are left.
     """
 
-    def __init__(self, run_dir: Path, max_failures: int, is_elastic: bool = False) -> None:
-        self._run_dir, self.max_failures, self._is_elastic = run_dir, max_failures, is_elastic
+    def __init__(self, run_dir: Path, max_failures: int, placement: Placement | None = None) -> None:
+        self._run_dir, self.max_failures, self._placement = run_dir, max_failures, placement
         self._seen = ""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -44,13 +48,30 @@ class FailureCallback(UserCallback):  # type: ignore[misc]  # Ray has no annotat
             self._write(decision.cause, events)
         if decision.action == "stop":
             raise build_error(decision, worker_exceptions, history, self.max_failures, self._run_dir)
-        if self._is_elastic and seen != self._seen:
-            settle_nodes(worker_exceptions)
+        if self._placement and seen != self._seen:
+            self._look_around(self._placement, attempt)
+
+    def _look_around(self, placement: Placement, attempt: int) -> None:
+        """See which nodes are left: an elastic run is planned with these, and one of a fixed number may not fit."""
+        if placement.is_elastic:
+            settle_nodes()
+            renew_plan()
+        else:  # beside the start of workers, which with a spare node need not wait until it is known
+            arguments = (self._run_dir, placement, attempt)
+            threading.Thread(target=tell_shortage, args=arguments, name="shortage", daemon=True).start()
 
     def _write(self, cause: Failure, events: list[dict[str, Any]]) -> None:
         if not any(e["state"] == "worker_failed" and e["attempt"] == cause.attempt for e in events):
             with contextlib.suppress(OSError):  # what follows from the failure does not depend on its line
                 add_failure(Journal(self._run_dir), cause)
+
+
+def tell_shortage(run_dir: Path, placement: Placement, attempt: int) -> None:
+    """Say in the run's events where the workers do not fit any more and so a node is waited for."""
+    settle_nodes()
+    if (shortage := describe_shortage(placement, look_at_cluster())) is not None:
+        with contextlib.suppress(OSError):
+            Journal(run_dir).add_event("waiting", attempt, shortage)
 
 
 def find_attempt(events: list[dict[str, Any]], exceptions: Mapping[int, BaseException]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from sftray.train_fn.errors import BugError, ClusterError, Problem, UserError
@@ -69,6 +69,8 @@ def _look_at(error: BaseException) -> tuple[Kind, str]:
         return classify_error(error), text[:300]
     if error.preempted:
         return "preempted", "its node was taken back"
+    if isinstance(error, ActorUnavailableError):
+        return "lost", "it cannot be reached: its process or its node is gone, or the network between is cut"
     if "node has died" in text or "node was terminated" in text:
         return "lost", "its node died"
     if "worker process has died" in text or "connection error code" in text:

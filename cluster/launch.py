@@ -15,12 +15,11 @@ from sftray.cluster.failure_callback import FailureCallback
 from sftray.cluster.failures import find_user_error
 from sftray.cluster.joining import JoiningConfig
 from sftray.cluster.resources import Placement
+from sftray.cluster.shortage import START_RETRIES
 from sftray.train_fn.errors import ClusterError, Problem, UserError
 
 # A collective that takes longer than this has lost a partner.
 _COLLECTIVE_TIMEOUT_S = 120
-# Starting workers and forming the process group may fail by itself (a port, a slow node): so often it is tried again.
-_CONTROLLER_RETRIES = 3
 
 _NOT_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
@@ -51,7 +50,7 @@ def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) ->
     from sftray.train_fn.worker import train_worker
 
     run_dir = Path(job["run_dir"])
-    failures = FailureCallback(run_dir, max_failures, placement.is_elastic)
+    failures = FailureCallback(run_dir, max_failures, placement)
     return run_function(train_worker, job, run_dir, placement, failures)
 
 
@@ -100,9 +99,7 @@ def _build_run(folder: Path, failures: FailureCallback) -> RunConfig:
     return RunConfig(
         name=folder.name,  # Ray registers checkpoints only below storage_path/name: the run's directory
         storage_path=str(folder.parent),
-        failure_config=FailureConfig(
-            max_failures=failures.max_failures, controller_failure_limit=_CONTROLLER_RETRIES
-        ),
+        failure_config=FailureConfig(max_failures=failures.max_failures, controller_failure_limit=START_RETRIES),
         checkpoint_config=CheckpointConfig(num_to_keep=None),  # the run itself deletes what is spare
         callbacks=[failures],
     )
@@ -133,7 +130,7 @@ def _describe_lost_controller(error: RayActorError, run_dir: Path) -> Problem:
 
 def _describe_not_started(failure: Exception) -> Problem:
     return Problem(
-        f"the workers did not start, though that was tried {_CONTROLLER_RETRIES + 1} times",
+        f"the workers did not start, though that was tried {START_RETRIES + 1} times",
         why=_say(failure),
         fix="see that nothing else holds its CPUs and GPUs, and that its nodes reach each other on all ports "
         "(GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use), then resume",

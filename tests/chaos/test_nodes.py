@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import read_output, start_command, wait_for
@@ -78,6 +79,58 @@ def test_an_elastic_run_shrinks_and_grows_in_the_middle_of_an_epoch(cluster: Clu
     saw = "attempt 2 goes on: rank and node that were lost"
     record(Outcome("node", "1 of 2 nodes lost, elastic: shrink (ledger whole)", 1, saw, 1, again, shrunk))
     record(Outcome("node", "a node joins, elastic: grow (ledger whole)", 1, "attempt 3 goes on", 1, None, grown))
+
+
+def test_a_fixed_run_goes_on_with_the_spare_node(cluster: Cluster, tmp_path: Path) -> None:
+    run_dir, process = begin(tmp_path, cluster, 2, epochs=10_000)
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists() and count_steps(run_dir) >= 15, process, tmp_path)
+    with join_node(cluster.address, 1):
+        killed = time.time()
+        kill_node(cluster.nodes[1])
+        seconds = wait_for_start(2, run_dir, process, tmp_path) - killed
+        stop_and_check(process, run_dir, tmp_path)
+    first, second = list_starts(run_dir)
+    assert second["attempt"] == 2 and len(second["pids"]) == 2  # type: ignore[arg-type]
+    assert not set(first["pids"]) & set(second["pids"])  # type: ignore[call-overload]
+    lost = find_failure(run_dir)
+    notice = lost["time"] - killed
+    saw = f"attempt 2 goes on: rank and node that were lost (noticed after {notice:.1f} s)"
+    again = lost["step"] - int(str(second["step"]))
+    record(Outcome("node", "1 of 2 nodes lost, a spare node takes over (ledger whole)", 1, saw, 1, again, seconds))
+
+
+def test_a_fixed_run_waits_for_a_node_to_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    run_dir, process = begin(tmp_path, cluster, 2, epochs=10_000)
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists() and count_steps(run_dir) >= 15, process, tmp_path)
+    killed = time.time()
+    kill_node(cluster.nodes[1])
+    wait_for(lambda: any(e["state"] == "waiting" for e in read_events(run_dir)), process, tmp_path)
+    told = time.time() - killed
+    said = "waiting: the nodes that are left hold 1 of 2 workers"
+    wait_for(lambda: said in read_output(tmp_path), process, tmp_path)
+    joined = time.time()
+    with join_node(cluster.address, 1):
+        seconds = wait_for_start(2, run_dir, process, tmp_path) - joined
+        stop_and_check(process, run_dir, tmp_path)
+    second = list_starts(run_dir)[1]
+    assert second["attempt"] == 2 and len(second["pids"]) == 2  # type: ignore[arg-type]
+    saw = f"after {told:.1f} s: how many workers the nodes hold that are left, and how long a node is waited for"
+    again = find_failure(run_dir)["step"] - int(str(second["step"]))
+    fault = "1 of 2 nodes lost, no spare, until a node joins (ledger whole)"
+    record(Outcome("node", fault, 1, saw, 1, again, seconds))
+
+
+def stop_and_check(process: "subprocess.Popen[bytes]", run_dir: Path, folder: Path) -> None:
+    """End a run that has clearly gone on: it saves, and its ledger is whole up to there."""
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75, read_output(folder)
+    whole = check_ledger(run_dir)
+    assert whole.holds and whole.step == trace(run_dir)[-1][0], whole.describe()
+
+
+def find_failure(run_dir: Path) -> dict[str, Any]:
+    """Why the first attempt ended: who was lost, and where."""
+    return next(event for event in read_events(run_dir) if event["state"] == "worker_failed")
 
 
 def test_a_notice_of_preemption_saves_and_ends_with_75(cluster: Cluster, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -91,6 +91,7 @@ DIED = "The actor died unexpectedly before finishing this task.\n\tpid: 7\nThe a
             "lost",
             "it did not answer for 40 s",
         ),
+        (ActorUnavailableError("no answer", None), "lost", "it cannot be reached: its process or its node is gone"),
         (RayOutOfMemoryError("killed"), "memory", "Ray ended it"),
         (
             RayActorError(error_msg="1 worker was killed due to the node running low on memory."),

@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def start_command(folder: Path, *arguments: str, address: str | None = None) -> "subprocess.Popen[bytes]":
+def start_command(
+    folder: Path, *arguments: str, address: str | None = None, enter: Sequence[str] = ()
+) -> "subprocess.Popen[bytes]":
     """`sftray` with these arguments, in a session of its own, with its output in `folder/out`.
 
-    Without `address` it knows no cluster, and starts one of two CPUs.
+    Without `address` it knows no cluster, and starts one of two CPUs. `enter`: a command that goes before it.
     """
     if address is None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -21,7 +23,7 @@ def start_command(folder: Path, *arguments: str, address: str | None = None) -> 
         environment = {**os.environ, "RAY_ADDRESS": address}
     two = set(sorted(os.sched_getaffinity(0))[:2])
     return subprocess.Popen(
-        [sys.executable, "-m", "sftray.platform.cli", *arguments],
+        [*enter, sys.executable, "-m", "sftray.platform.cli", *arguments],
         cwd=folder,
         env=environment,
         stdout=(folder / "out").open("ab"),

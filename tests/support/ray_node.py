@@ -8,10 +8,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a node runs: its address, and the command that enters it before another; this machine by itself."""
+
+    ip: str = "127.0.0.1"
+    enter: tuple[str, ...] = ()
+
+
+HERE = Host()
 
 
 def find_free_ports(count: int) -> list[int]:
@@ -23,32 +35,44 @@ def find_free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def start_node(num_cpus: int, **settings: str) -> Iterator[str]:
-    """A head node on the loopback; gives its address. `settings` are more of its environment."""
+def start_node(num_cpus: int, host: Host = HERE, **settings: str) -> Iterator[str]:
+    """A head node; gives its address. `settings` are more of its environment."""
+    with lead_node(num_cpus, host, **settings) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def lead_node(
+    num_cpus: int, host: Host = HERE, more: Sequence[str] = ("--block",), **settings: str
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """As start_node, with `more` options; gives the leader of its process group, too. Without `--block` the leader
+    has left, and no process of the node ends because another has."""
     gcs, dashboard, client, agent, metrics = find_free_ports(5)
     ports = [
         *("--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
         *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
     ]
-    with _run_node(["--head", *ports], num_cpus, settings):
-        yield f"127.0.0.1:{gcs}"
+    with _run_node(["--head", *ports, *more], num_cpus, host, settings) as node:
+        yield f"{host.ip}:{gcs}", node
 
 
 @contextlib.contextmanager
-def join_node(address: str, num_cpus: int, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+def join_node(address: str, num_cpus: int, host: Host = HERE, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
     """One more node of the cluster at `address`; gives the leader of its process group."""
     agent, metrics = find_free_ports(2)
     ports = ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
-    with _run_node(["--address", address, *ports], num_cpus, settings) as node:
+    with _run_node(["--address", address, *ports, "--block"], num_cpus, host, settings) as node:
         yield node
 
 
 @contextlib.contextmanager
-def _run_node(arguments: list[str], num_cpus: int, settings: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+def _run_node(
+    arguments: list[str], num_cpus: int, host: Host, settings: dict[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
     with tempfile.TemporaryDirectory(prefix="sr", ignore_cleanup_errors=True) as folder:
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
-            *("--node-ip-address", "127.0.0.1", "--temp-dir", folder, "--num-cpus", str(num_cpus), *arguments),
+            *(*host.enter, sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"),
+            *("--node-ip-address", host.ip, "--temp-dir", folder, "--num-cpus", str(num_cpus), *arguments),
         ]
         with Path(folder, "out").open("wb") as out:
             environment = {**os.environ, **settings}
@@ -64,11 +88,11 @@ def kill_node(node: "subprocess.Popen[bytes]", number: int = signal.SIGKILL) -> 
     """End all processes of a node; those that do not heed the signal within 5 s are killed."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(node.pid, number)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         node.wait(5)
-    except subprocess.TimeoutExpired:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
+    node.wait()
 
 
 def _wait_until_it_answers(node: "subprocess.Popen[bytes]", out: Path) -> None:
