@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sftray.platform.cli_jobs import logs, status, stop, submit
 from sftray.platform.cli_runs import runs
 from sftray.platform.cli_sweep import show_sweep, tune
 from sftray.platform.cli_words import Config, Json, Overrides, Run, Store
@@ -20,7 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(runs, name="runs")
-app.command()(tune)
+for _command in (tune, submit, status, logs, stop):
+    app.command()(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -18,6 +18,7 @@ from sftray.cluster.connection import check_this_machine, connect_for, has_clust
 from sftray.cluster.launch import run_workers
 from sftray.cluster.preparation import choose_map
 from sftray.cluster.resources import Placement
+from sftray.platform.inputs import keep_inputs
 from sftray.platform.mirror import Follower
 from sftray.platform.progress import build_progress
 from sftray.platform.receipt_words import describe_preparation, describe_receipt
@@ -69,9 +70,10 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
         UserError: of the kind that says what went wrong; its exit_code is the command's.
     """
     resolved = settle_paths(resolved)
+    store = open_store(resolved.config.store)
+    check_name_is_free(store, resolved.config.name)
+    resolved = keep_inputs(resolved, store)
     config = resolved.config
-    store = open_store(config.store)
-    check_name_is_free(store, config.name)
     check_this_machine(config.scaling)
     prepared = None if has_cluster() else prepare_run(config, store, console)
     with connect_for(config.scaling) as (placement, num_nodes):

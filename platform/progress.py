@@ -21,6 +21,11 @@ def build_progress(console: Console, total_steps: int, title: str) -> Mirror:
     """A live bar named `title` on a terminal; elsewhere one line for each logged row and event."""
     if console.is_terminal:
         return _Bar(console, total_steps, title)
+    return build_lines(console, total_steps)
+
+
+def build_lines(console: Console, total_steps: int) -> Mirror:
+    """One line for each logged row and event."""
     return _Lines(console, total_steps)
 
 

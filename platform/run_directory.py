@@ -25,7 +25,7 @@ def open_store(store: StoreConfig) -> Path:
             )
         )
     path = _expand_home(store.path)
-    if _JOB in os.environ and not path.is_absolute():
+    if is_job() and not path.is_absolute():
         raise ConfigError(
             Problem(
                 f"store.path: {store.path} is relative, and this is a job on a cluster",
@@ -47,6 +47,11 @@ def open_store(store: StoreConfig) -> Path:
             )
         ) from error
     return path
+
+
+def is_job() -> bool:
+    """Whether this process is the entry point of a job on a cluster."""
+    return _JOB in os.environ
 
 
 def _expand_home(path: str) -> Path:

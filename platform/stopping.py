@@ -29,8 +29,8 @@ _NOT_AT_WORK = ("starting", "worker_failed", "frozen", "not_joined")
 
 @dataclass
 class StopRequest:
-    """`reason`: the signal that asked for the stop; None as long as there is none. `asked`: when, on the monotonic
-    clock.
+    """`reason`: the signal, or whoever else asked for the stop; None as long as nobody has. `asked`: when a signal
+    did, on the monotonic clock.
     """
 
     reason: str | None = None
@@ -38,6 +38,12 @@ class StopRequest:
 
     def is_asked_again(self, word: str) -> bool:
         return word == self.reason and time.monotonic() - self.asked < _SAME_S
+
+    def take_file(self, stop_file: Path) -> None:
+        """The reason in it, where no signal gave one; the file is gone then."""
+        if self.reason is None and stop_file.exists():
+            self.reason = stop_file.read_text(encoding="utf-8")
+        stop_file.unlink(missing_ok=True)
 
 
 def are_workers_at_work(journal: Journal) -> bool:
@@ -54,17 +60,17 @@ def run_stoppable(
     tell: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
 ) -> tuple[T, StopRequest]:
-    """What `run` returns, and whether a signal asked it to stop.
+    """What `run` returns, and who asked it to stop.
 
     The first SIGINT or SIGTERM writes `stop_file` and waits for `run` to return; where nobody is at work that could
-    save, and at the second signal, it leaves at once. Outside of the main thread no signals are taken.
+    save, and at the second signal, it leaves at once. Outside of the main thread no signals are taken. Others may
+    write `stop_file`, too: what stands in it is the reason.
 
     Args:
         check: called again and again meanwhile; what it raises ends the matter at once.
 
     Raises:
-        KeyboardInterrupt: it leaves at once; its text is the signal. What `run` started is left to whoever shuts Ray
-            down.
+        KeyboardInterrupt: it leaves at once, and what `run` started is left alone; its text is the signal.
     """
     stop_file.unlink(missing_ok=True)
     request = StopRequest()
@@ -84,7 +90,7 @@ def run_stoppable(
         if request.reason is not None or not is_at_work():
             raise KeyboardInterrupt(word)
         request.reason, request.asked = word, time.monotonic()
-        _write(stop_file, request.reason)
+        ask_to_stop(stop_file, request.reason)
         tell(f"{request.reason}: saving at the end of this step; once more to leave at once")
 
     thread = threading.Thread(target=drive, name="run-driver", daemon=True)
@@ -93,17 +99,17 @@ def run_stoppable(
         while thread.is_alive():
             thread.join(_POLL_S)
             check()
-    stop_file.unlink(missing_ok=True)
-    if failed:
-        raise failed[0]
+    request.take_file(stop_file)
+    for error in failed:
+        raise error
     return ended[0], request
 
 
-def _write(path: Path, text: str) -> None:
+def ask_to_stop(stop_file: Path, reason: str) -> None:
     """Whole at once, for the workers may look at any time."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    draft = stop_file.with_name(f"{stop_file.name}.{os.getpid()}")
+    draft.write_text(reason, encoding="utf-8")
+    draft.replace(stop_file)
 
 
 @contextlib.contextmanager

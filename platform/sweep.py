@@ -10,6 +10,7 @@ from rich.console import Console
 from sftray.cluster.connection import check_this_machine, connect_for, has_cluster
 from sftray.cluster.preparation import choose_map
 from sftray.platform.driver import fix_batch, prepare_again, prepare_run, settle_paths
+from sftray.platform.inputs import keep_inputs
 from sftray.platform.run_directory import check_name_is_free, open_store, take_run_directory
 from sftray.platform.sweep_feed import Sweep
 from sftray.platform.sweep_files import (
@@ -68,10 +69,11 @@ def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Con
     space = _find_space(options.space, resolved.config)
     fixed = {key: value for key, value in fixed_values(space).items() if resolved.origin.get(key) != COMMAND_LINE}
     resolved = settle_paths(apply_point(resolved, fixed, f"space {space.name}") if fixed else resolved)
-    config = resolved.config
     _check_options(options, space, resolved)
-    store = open_store(config.store)
-    check_name_is_free(store, config.name)
+    store = open_store(resolved.config.store)
+    check_name_is_free(store, resolved.config.name)
+    resolved = keep_inputs(resolved, store)
+    config = resolved.config
     check_this_machine(config.scaling)
     prepared = None if has_cluster() else prepare_run(config, store, console)
     with connect_for(config.scaling) as (placement, num_nodes):

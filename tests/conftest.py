@@ -5,6 +5,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,21 +19,28 @@ for _folder in ("support", "chaos"):  # spawned processes inherit it
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
+def ray_head() -> Iterator[Any]:
     """The one Ray node of the tests, with more CPUs than the machine may have: tests of layout need three.
 
     As in a cluster that a run starts for itself, no process of Ray's own looks for notices and keeps the dashboard's
     pages: each start of workers would wait for its imports. Tests of clusters turn them on again.
     """
-    from ray_node import start_node
+    from ray_node import lead_node
 
     helpers = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
-    with start_node(num_cpus=4) as address:
-        settings = {"RAY_ADDRESS": address, **helpers}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where jobs look for python
+    with lead_node(num_cpus=4, PATH=path) as head:
+        settings = {"RAY_ADDRESS": head.address, **helpers}
         os.environ.update(settings)
-        yield address
+        yield head
         for name in settings:
             del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_head: Any) -> str:
+    address: str = ray_head.address
+    return address
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,11 @@ def judge_owner(record: Record | None, now: float, here: Here, still_s: float = 
     return "alive" if abs(age) <= FRESH_S and not still_s else "wait"
 
 
+def look_at_lease(store: Store) -> Verdict:
+    """Whether somebody drives the run: "wait" where another host's sign of life is neither fresh nor old."""
+    return judge_owner(_read_owner(store)[1], time.time(), look_here())
+
+
 def take_lease(
     store: Store,
     run: str,

@@ -103,7 +103,7 @@ def run_recipe(
     # 4. The plan of all steps, and this worker's share of them from the start step on.
     run = build_run_plan(config, train, place.world_size, trainer.model.config._attn_implementation)
     attempt = beginning.attempt
-    record_attempt(journal, trainer, beginning)
+    record_attempt(journal, trainer, beginning, run.total_steps)
     standing.step = start_step
     standing.begin("starting")
     session = Session(
@@ -217,7 +217,7 @@ def begin_run(job: dict[str, Any], journal: Journal, rank: int) -> Beginning:
     return found
 
 
-def record_attempt(journal: Journal, trainer: Trainer, beginning: Beginning) -> None:
+def record_attempt(journal: Journal, trainer: Trainer, beginning: Beginning, total_steps: int) -> None:
     """Begin an attempt in the run's files: why there is another one, checkpoints that were found broken, and metrics
     no further than where it starts.
     """
@@ -227,11 +227,10 @@ def record_attempt(journal: Journal, trainer: Trainer, beginning: Beginning) -> 
         journal.rewind(start_step)
         for name, wrong in beginning.broken:
             journal.add_event("checkpoint_broken", attempt, wrong, checkpoint=name)
-        parameters = count_parameters(trainer.model)
+        size = {"num_parameters": count_parameters(trainer.model), "total_steps": total_steps}
         failure = find_last_failure(read_events(journal.folder))
         why = describe_failure(failure) if failure else ""
-        facts = {"step": start_step, "pids": pids, "nodes": nodes, "num_parameters": parameters}
-        journal.add_event("running", attempt, why, **facts)
+        journal.add_event("running", attempt, why, step=start_step, pids=pids, nodes=nodes, **size)
 
 
 def open_ray(registers: bool = True) -> Door:

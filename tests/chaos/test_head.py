@@ -64,10 +64,10 @@ def test_a_run_does_not_notice_that_the_head_forgets_and_remembers(tmp_path: Pat
     with contextlib.ExitStack() as stack:
         redis, password = stack.enter_context(run_redis(tmp_path / "redis"))
         more = ("--redis-password", password)
-        address, leader = stack.enter_context(lead_node(2, more=more, RAY_REDIS_ADDRESS=redis))
-        process = start_command(tmp_path, "train", "run.yaml", "name=run", address=address)
+        head = stack.enter_context(lead_node(2, more=more, RAY_REDIS_ADDRESS=redis))
+        process = start_command(tmp_path, "train", "run.yaml", "name=run", address=head.address)
         wait_for(lambda: (run_dir / "metrics.jsonl").exists() and count_steps(run_dir) >= 15, process, tmp_path)
-        server, killed, reached = find_server(leader.pid), time.time(), count_steps(run_dir)
+        server, killed, reached = find_server(head.leader.pid), time.time(), count_steps(run_dir)
         os.kill(server.pid, signal.SIGKILL)
         wait_for(lambda: time.time() >= killed + AWAY_S, process, tmp_path)
         stack.enter_context(server.run_again())

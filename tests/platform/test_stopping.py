@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from sftray.cluster.processes import run_processes
 from sftray.platform.driver import resume_run
-from sftray.platform.stopping import are_workers_at_work, run_stoppable
+from sftray.platform.stopping import are_workers_at_work, ask_to_stop, run_stoppable
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config_file import Resolved, dump_config
 from sftray.train_fn.journal import CHECKPOINTS, STOP, Journal
@@ -40,6 +40,15 @@ def test_a_signal_asks_the_workers_and_waits_for_them(number: int, word: str, tm
     assert run_stoppable(run, file, lambda: True, told.append)[0] == word
     assert told == [f"{word}: saving at the end of this step; once more to leave at once"]
     assert not file.exists() and signal.getsignal(number) is before
+
+
+def test_who_else_asks_for_a_stop_is_the_reason(tmp_path: Path) -> None:
+    def run() -> str:
+        ask_to_stop(tmp_path / STOP, "sftray stop")
+        return "saved"
+
+    result, request = run_stoppable(run, tmp_path / STOP, lambda: True, print)
+    assert (result, request.reason) == ("saved", "sftray stop") and not (tmp_path / STOP).exists()
 
 
 def test_where_nobody_could_save_a_signal_ends_it_at_once(tmp_path: Path) -> None:

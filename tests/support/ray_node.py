@@ -34,26 +34,35 @@ def find_free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+@dataclass(frozen=True)
+class Head:
+    """`address` is that of the cluster, `dashboard` the URL of its job server, `leader` leads its process group."""
+
+    address: str
+    dashboard: str
+    leader: "subprocess.Popen[bytes]"
+
+
 @contextlib.contextmanager
 def start_node(num_cpus: int, host: Host = HERE, **settings: str) -> Iterator[str]:
     """A head node; gives its address. `settings` are more of its environment."""
-    with lead_node(num_cpus, host, **settings) as (address, _):
-        yield address
+    with lead_node(num_cpus, host, **settings) as head:
+        yield head.address
 
 
 @contextlib.contextmanager
 def lead_node(
     num_cpus: int, host: Host = HERE, more: Sequence[str] = ("--block",), **settings: str
-) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """As start_node, with `more` options; gives the leader of its process group, too. Without `--block` the leader
-    has left, and no process of the node ends because another has."""
+) -> Iterator[Head]:
+    """As start_node, with `more` options. Without `--block` the leader has left, and no process of the node ends
+    because another has."""
     gcs, dashboard, client, agent, metrics = find_free_ports(5)
     ports = [
         *("--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
         *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
     ]
     with _run_node(["--head", *ports, *more], num_cpus, host, settings) as node:
-        yield f"{host.ip}:{gcs}", node
+        yield Head(f"{host.ip}:{gcs}", f"http://{host.ip}:{dashboard}", node)
 
 
 @contextlib.contextmanager
