@@ -78,11 +78,18 @@ def look_around() -> list[Node]:
     """The nodes a run would get, without starting anything."""
     if not has_cluster():
         return look_at_this_machine()
+    with connected():
+        return look_at_cluster()
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """A connection to the cluster that RAY_ADDRESS names, for questions. Raises ClusterError where none answers."""
     import ray
 
     _join()
     try:
-        return look_at_cluster()
+        yield
     finally:
         ray.shutdown()
 

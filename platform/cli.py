@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sftray.platform.cli_jobs import logs, status, stop, submit
+from sftray.platform.cli_jobs import doctor, logs, status, stop, submit
 from sftray.platform.cli_runs import runs
 from sftray.platform.cli_sweep import show_sweep, tune
 from sftray.platform.cli_words import Config, Json, Overrides, Run, Store
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(runs, name="runs")
-for _command in (tune, submit, status, logs, stop):
+for _command in (tune, submit, status, logs, stop, doctor):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""`sftray submit`, `status`, `logs` and `stop`: commands on a cluster, and what goes on here or there."""
+"""`sftray submit`, `status`, `logs`, `stop` and `doctor`: commands on a cluster, and what goes on here or there."""
 
 import sys
 from typing import Annotated
@@ -15,6 +15,8 @@ Address = Annotated[
 Name = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's directory or name; with --address its job.", show_default=False)
 ]
+
+_LEVELS = {"ok": "dim", "note": "yellow", "bad": "bold red"}
 
 
 def submit(
@@ -105,6 +107,26 @@ def stop(run: Name, store: Store = "./runs", address: Address = None) -> None:
     ended = stop_run(find_watched(run, store), lambda text: console.print(plain(text)))
     for line in describe_status(ended):
         console.print(plain(line), soft_wrap=True)
+
+
+def doctor(store: Store = "./runs", as_json: Json = False) -> None:
+    """What is wrong here, with the store, and on the nodes of RAY_ADDRESS; and how to mend it."""
+    from sftray.platform.doctor import choose_exit_code, examine, to_json
+    from sftray.platform.terminal import build_console, plain
+
+    found = examine(store)
+    if as_json:
+        print_json(to_json(found))
+    else:
+        console = build_console()
+        for finding in found:
+            console.print(
+                plain(f"{finding.level:4}  {finding.area}: {finding.what}", _LEVELS[finding.level]), soft_wrap=True
+            )
+            if finding.fix and finding.level != "ok":
+                console.print(plain(f"  fix  {finding.fix}", "green"), soft_wrap=True)
+    if code := choose_exit_code(found):
+        raise typer.Exit(code)
 
 
 def _follow(server: object, job_id: str) -> int:

@@ -1,0 +1,47 @@
+"""Trying a store: what it promises, and how fast it is."""
+
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from sftray.train_fn.errors import UserError
+from sftray.train_fn.store import connect_store
+
+Level = Literal["ok", "note", "bad"]
+_PIECE = 16 * 2**20  # bytes
+
+
+def probe_store(store: str) -> list[tuple[Level, str, str]]:
+    """Whether a store keeps what is written and gives a name once, and how fast: what was found, and its fix."""
+    place = store if "://" in store else str(Path(store).expanduser().absolute())
+    name, data = f".doctor-{uuid.uuid4().hex[:12]}", os.urandom(_PIECE)
+    try:
+        opened = connect_store(place)
+        began = time.perf_counter()
+        opened.write(f"{name}/piece", data)
+        written = time.perf_counter()
+        same = opened.read(f"{name}/piece") == data
+        read = time.perf_counter()
+        once = opened.create(f"{name}/once", b"a") and not opened.create(f"{name}/once", b"b")
+        listed = opened.list_files(name).keys() == {"piece", "once"}
+        opened.remove(name)
+    except (UserError, OSError) as error:
+        fix = error.problems[0].fix if isinstance(error, UserError) else None
+        told = str(error).splitlines()[0]
+        return [("bad", f"{store}: {told}", fix or "store.path: a place that can be written")]
+    wrong = [
+        said
+        for holds, said in (
+            (same, "what is read is not what was written"),
+            (once, "a name is given twice: two drivers could own one run"),
+            (listed, "what was written is not listed"),
+        )
+        if not holds
+    ]
+    if wrong:
+        fix = "another file system or service: this one breaks its promises"
+        return [("bad", f"{store}: {said}", fix) for said in wrong]
+    speeds = f"{_PIECE / 1e6 / (written - began):.0f} MB/s written, {_PIECE / 1e6 / (read - written):.0f} MB/s read"
+    return [("ok", f"{store}: writes, reads, lists, and gives a name once; {speeds}", "")]
