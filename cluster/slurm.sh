@@ -1,0 +1,48 @@
+#!/bin/bash
+# A Ray cluster inside of a Slurm job, one command on it, and nothing left behind:
+#   sbatch cluster/slurm.sh train run.yaml store.path=/shared/runs name=mine
+# Slurm's signal comes two minutes before the time is over: the run saves, and ends with 75.
+#SBATCH --job-name=sftray
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-task=1
+#SBATCH --time=08:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+set -euo pipefail
+umask 077
+
+# A token of this job alone, in the environment of its processes: never on a command line.
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head_ip=$(srun --overlap --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address | awk '{print $1}')
+port=$((20000 + SLURM_JOB_ID % 20000))   # jobs that share a node do not meet
+export RAY_ADDRESS="$head_ip:$port"
+ray=(ray start --block --disable-usage-stats --num-cpus "${SLURM_CPUS_PER_TASK:-1}")
+
+srun --overlap --nodes=1 --ntasks=1 -w "$head_node" \
+    "${ray[@]}" --head --node-ip-address "$head_ip" --port "$port" --include-dashboard=false &
+nodes=("$!")
+srun --overlap --nodes=1 --ntasks=1 -w "$head_node" \
+    bash -c 'for _ in $(seq 60); do ray health-check --address "$RAY_ADDRESS" 2>/dev/null && exit 0; sleep 1; done; exit 1'
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude "$head_node" \
+        "${ray[@]}" --address "$RAY_ADDRESS" &
+    nodes+=("$!")
+fi
+
+sftray "$@" &
+run=$!
+trap 'kill -TERM "$run"' TERM   # it saves; then it is waited for once more
+code=0
+wait "$run" || code=$?
+while kill -0 "$run" 2>/dev/null; do
+    code=0
+    wait "$run" || code=$?
+done
+kill "${nodes[@]}" 2>/dev/null || true
+wait || true
+exit "$code"
