@@ -9,6 +9,7 @@ from typing import Literal
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
+from sftray.cluster.joining import LOW_ON_MEMORY
 from sftray.train_fn.errors import BugError, ClusterError, Problem, UserError
 from sftray.train_fn.failure import Failure, Kind, WorkerFailed, classify_error, describe_failure
 
@@ -64,7 +65,8 @@ def _look_at(error: BaseException) -> tuple[Kind, str]:
         seconds = re.search(r"hanging for ([\d.]+)", text)
         return "lost", f"it did not answer for {float(seconds[1]):.0f} s" if seconds else "it did not answer"
     if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
-        return "memory", "Ray ended it, for its node was running low on memory"
+        # Its neighbours may be to blame, and then it passes: other than memory that a worker asks for in vain.
+        return "lost", LOW_ON_MEMORY
     if not isinstance(error, RayActorError):
         return classify_error(error), text[:300]
     if error.preempted:

@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
@@ -33,6 +33,9 @@ def import_worker() -> None:
         gc.enable()
 
 
+LOW_ON_MEMORY = "Ray ended it, for its node was running low on memory: a smaller train.micro_batch_size needs less"
+
+
 class _Backend(_TorchBackend):  # type: ignore[misc]  # Ray has no annotations here
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Raises WorkerGroupStartupFailedError where that may pass by itself, which Ray then tries again."""
@@ -45,6 +48,15 @@ class _Backend(_TorchBackend):  # type: ignore[misc]  # Ray has no annotations h
                 raise WorkerGroupStartupFailedError(describe_error(error)) from error
             raise
 
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Raises RayActorError, which Ray expects of workers that are gone, also for those that it ended for want of
+        memory: its own error for these would end the run.
+        """
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        except OutOfMemoryError as error:
+            raise RayActorError(error_msg=LOW_ON_MEMORY) from error
+
 
 @dataclass
 class JoiningConfig(TorchConfig):  # type: ignore[misc]  # Ray has no annotations here
@@ -56,12 +68,16 @@ class JoiningConfig(TorchConfig):  # type: ignore[misc]  # Ray has no annotation
 
 
 def may_pass(error: Exception) -> bool:
-    """A lost worker, or what torch.distributed says of a network or of a port; an import error does not pass."""
-    return isinstance(error, RayActorError) or (
+    """A lost worker, also one that Ray ended for want of memory, or what torch.distributed says of a network or of a
+    port; an import error does not pass.
+    """
+    return isinstance(error, RayActorError | OutOfMemoryError) or (
         isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError | OSError)
     )
 
 
 def describe_error(error: Exception) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return f"a worker was lost: {LOW_ON_MEMORY}"
     said = error.cause if isinstance(error, RayTaskError) else error
     return " ".join(str(said).split())[:300] or type(said).__name__

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -79,7 +79,7 @@ def run_function(
     try:
         returned: dict[str, Any] = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise _explain(error) from error
+        raise _explain(error, folder) from error
     except RayActorError as error:  # the controller itself, which Ray does not wrap
         raise ClusterError(_describe_lost_controller(error, folder)) from error
     finally:
@@ -111,12 +111,14 @@ def _remove_ray_state(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def _explain(error: TrainingFailedError) -> UserError | TrainingFailedError:
+def _explain(error: TrainingFailedError, run_dir: Path) -> UserError | TrainingFailedError:
     """The error to show: what the failure callback raised; Ray's own error where it is a bug."""
     if (cause := find_user_error(error)) is not None:
         return cause
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, _NOT_STARTED):
         return ClusterError(_describe_not_started(error.controller_failure))
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, OutOfMemoryError):
+        return ClusterError(_describe_low_memory(run_dir))
     return error
 
 
@@ -125,6 +127,15 @@ def _describe_lost_controller(error: RayActorError, run_dir: Path) -> Problem:
         "the process that directs the workers was lost",
         why=str(error).strip().splitlines()[0][:300],
         fix=f"sftray resume {run_dir}",
+    )
+
+
+def _describe_low_memory(run_dir: Path) -> Problem:
+    """Where it happens in the short time in which Ray neither starts workers nor says goodbye to them."""
+    return Problem(
+        "a worker was lost while it started",
+        why="Ray ended it, for its node was running low on memory",
+        fix=f"fewer processes beside it, or a node with more memory; then sftray resume {run_dir}",
     )
 
 

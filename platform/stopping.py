@@ -47,9 +47,16 @@ class StopRequest:
 
 
 def are_workers_at_work(journal: Journal) -> bool:
-    """Whether there are workers that train and so could save: not before they have joined, nor after they failed."""
-    states = (event["state"] for event in read_lines(journal.folder / EVENTS))
-    last = next((state for state in reversed(list(states)) if state in (_AT_WORK, *_NOT_AT_WORK)), None)
+    """Whether there are workers that train and so could save: not before they have joined, nor after they failed.
+
+    What a worker of an attempt that was overtaken may still say is not counted.
+    """
+    newest, last = 0, ""
+    for event in read_lines(journal.folder / EVENTS):
+        if event["state"] == _AT_WORK:
+            newest, last = event["attempt"], _AT_WORK
+        elif event["state"] in _NOT_AT_WORK and (event["attempt"] >= newest or event["state"] == "starting"):
+            last = event["state"]
     return last == _AT_WORK
 
 

@@ -48,7 +48,13 @@ _PARTNER_ERRORS = (
 )
 # What is raised by torch.distributed, and by the barrier of ray.train.report.
 _PARTNER_TYPES = {"RuntimeError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
-_BARRIER_TYPES = {"CollectiveTimeoutError", "BroadcastCollectiveTimeoutError", "ActorDiedError", "RayActorError"}
+_BARRIER_TYPES = {
+    "CollectiveTimeoutError",
+    "BroadcastCollectiveTimeoutError",
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "RayActorError",
+}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A look at the train thread from beside it: one that stands still ends its process, and leaves the stacks.
 
 A process that is frozen as a whole cannot do that; Ray's health check finds it. What is found here is a thread that
-hangs in a process that lives: in a lock, a read that never returns, a collective whose partner does not come.
+hangs in a process that lives: in a lock, a read that never returns, a collective whose partner does not come. And one
+that works for nothing: where the network is cut, a newer attempt may have taken over while this one still trains.
 """
 
 import contextlib
@@ -19,8 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from sftray.train_fn.attempts import find_newest_attempt
+from sftray.train_fn.errors import StoreError
 from sftray.train_fn.journal import Journal
 from sftray.train_fn.standing import Phase, Standing
+from sftray.train_fn.store import connect_store
 
 Verdict = Literal["fine", "dump", "end"]
 
@@ -54,6 +58,7 @@ class Fuses:
     loading: float = 3600.0  # a model from a slow hub
     grace: float = 30.0
     look: float = 1.0
+    successor: float = 2.0  # so often it is looked for a newer attempt
 
 
 def compute_fuse(fuses: Fuses, phase: Phase, durations: Sequence[float]) -> float:
@@ -91,6 +96,9 @@ def run_watchdog(standing: Standing, journal: Journal, fuses: Fuses | None) -> I
     done, watched = threading.Event(), threading.get_ident()
     arguments = (standing, journal, fuses, watched, done)
     threading.Thread(target=_watch, args=arguments, name="watchdog", daemon=True).start()
+    # Beside it: the store may hang, and what hangs with it is to be found.
+    fence = (standing, journal.folder, fuses.successor, done)
+    threading.Thread(target=_watch_for_successor, args=fence, name="fence", daemon=True).start()
     try:
         yield
     finally:
@@ -119,6 +127,22 @@ def _watch(standing: Standing, journal: Journal, fuses: Fuses, watched: int, don
             _act_in_time(functools.partial(_leave_word, journal, standing, said))
             if standing.since == began and not done.is_set():
                 os.kill(os.getpid(), signal.SIGKILL)  # nothing gentler ends a thread that hangs
+
+
+def _watch_for_successor(standing: Standing, folder: Path, pause: float, done: threading.Event) -> None:
+    while not done.wait(pause):
+        if is_overtaken(standing, folder) and not done.is_set():
+            os.kill(os.getpid(), signal.SIGKILL)  # without a word: the newer attempt has said why it is there
+
+
+def is_overtaken(standing: Standing, folder: Path) -> bool:
+    """Whether a newer attempt has begun; False where that cannot be known, and before this one has its number."""
+    if standing.phase == "loading":
+        return False
+    try:
+        return find_newest_attempt(connect_store(folder)) > standing.attempt
+    except (StoreError, OSError):
+        return False
 
 
 def waits_for_others(frame: FrameType | None) -> bool:
@@ -150,6 +174,8 @@ def save_stacks(folder: Path, standing: Standing, said: str) -> None:
 
 
 def _leave_word(journal: Journal, standing: Standing, said: str) -> None:
+    if is_overtaken(standing, journal.folder):
+        return
     save_stacks(journal.folder, standing, said)
     facts = {"rank": standing.rank, "step": standing.step, "file": name_stacks(standing)}
     journal.add_event("frozen", standing.attempt, said, **facts)

@@ -92,10 +92,11 @@ DIED = "The actor died unexpectedly before finishing this task.\n\tpid: 7\nThe a
             "it did not answer for 40 s",
         ),
         (ActorUnavailableError("no answer", None), "lost", "it cannot be reached: its process or its node is gone"),
-        (RayOutOfMemoryError("killed"), "memory", "Ray ended it"),
+        (RayOutOfMemoryError("killed"), "lost", "Ray ended it, for its node was running low on memory: a smaller"),
+        (WorkerHealthCheckFailedError("A worker …", RayOutOfMemoryError("killed")), "lost", "Ray ended it"),
         (
             RayActorError(error_msg="1 worker was killed due to the node running low on memory."),
-            "memory",
+            "lost",
             "Ray ended",
         ),
         (ZeroDivisionError("division\n by zero"), "bug", "division by zero"),

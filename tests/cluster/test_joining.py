@@ -1,9 +1,9 @@
 """What is tried again of what goes wrong while workers get ready."""
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
-from sftray.cluster.joining import JoiningConfig, describe_error, may_pass
+from sftray.cluster.joining import LOW_ON_MEMORY, JoiningConfig, describe_error, may_pass
 
 
 def in_task(cause: Exception) -> Exception:
@@ -17,6 +17,7 @@ def in_task(cause: Exception) -> Exception:
         (in_task(RuntimeError("no address\nfor nothere0")), True, "no address for nothere0"),
         (in_task(ConnectionResetError("reset")), True, "reset"),
         (ActorDiedError(), True, "The actor died unexpectedly before finishing this task."),
+        (OutOfMemoryError("killed"), True, f"a worker was lost: {LOW_ON_MEMORY}"),
         (in_task(ImportError("no module named sftray")), False, "no module named sftray"),
         (in_task(ValueError("bad")), False, "bad"),
         (ValueError(), False, "ValueError"),

@@ -116,6 +116,15 @@ def test_who_could_save(states: list[str], at_work: bool, tmp_path: Path) -> Non
     assert are_workers_at_work(Journal(tmp_path)) is at_work
 
 
+def test_what_an_overtaken_attempt_says_does_not_count(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for state, attempt in (("starting", 0), ("running", 1), ("running", 2), ("worker_failed", 1)):
+        journal.add_event(state, attempt)
+    assert are_workers_at_work(journal)
+    journal.add_event("worker_failed", 2)
+    assert not are_workers_at_work(journal)
+
+
 @pytest.mark.ray
 def test_sigterm_saves_in_this_step_and_resume_gives_the_straight_run(ray_address: str, tmp_path: Path) -> None:
     changes = {"train": {"epochs": 20, "save_every": 0, "eval_every": 0}}

@@ -29,6 +29,10 @@ class ActorDiedError(Exception):
     """Named as Ray's, which this floor does not know."""
 
 
+class ActorUnavailableError(Exception):
+    """As the other."""
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -49,6 +53,7 @@ class ActorDiedError(Exception):
         (torch.distributed.DistStoreError("Socket Timeout"), "partner"),
         (torch.distributed.DistBackendError("NCCL error: unhandled cuda error"), "bug"),
         (ActorDiedError("the barrier is gone"), "partner"),
+        (ActorUnavailableError("the network to the barrier is cut"), "partner"),
         (ConnectionError("Connection closed by peer"), "bug"),  # of a hub, for example
         (IndexError("index out of range in self"), "bug"),
     ],

@@ -11,8 +11,10 @@ import pytest
 from tiny_runs import read_events
 from waiting import wait_until
 
+from sftray.train_fn.attempts import open_attempt
 from sftray.train_fn.journal import Journal
 from sftray.train_fn.standing import Phase, Standing
+from sftray.train_fn.store import connect_store
 from sftray.train_fn.watchdog import Fuses, compute_fuse, describe_wait, has_overslept, judge, run_watchdog
 
 FUSES = Fuses()
@@ -125,6 +127,40 @@ def test_a_process_that_is_stopped_and_goes_on_is_let_live(tmp_path: Path) -> No
         assert process.wait(30) == -signal.SIGKILL
         assert time.monotonic() - went_on > fuse * 0.9  # counted anew
     assert len(read_events(tmp_path)) == 1
+
+
+OVERTAKEN = """
+import sys, threading
+from pathlib import Path
+from sftray.train_fn.attempts import open_attempt
+from sftray.train_fn.journal import Journal
+from sftray.train_fn.standing import Standing
+from sftray.train_fn.store import connect_store
+from sftray.train_fn.watchdog import Fuses, run_watchdog
+
+folder = Path(sys.argv[1])
+standing = Standing(rank=0, world_size=1, attempt=1)
+with run_watchdog(standing, Journal(folder), Fuses(successor=0.05)):
+    standing.attempt = open_attempt(connect_store(folder), "mine")
+    standing.begin(sys.argv[2])
+    print("at work", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("phase", "status"), [("step", -signal.SIGKILL), ("loading", 0)])
+def test_one_that_a_newer_attempt_has_overtaken_ends_itself(phase: str, status: int, tmp_path: Path) -> None:
+    """But not while it loads, when its number is not known yet."""
+    command = [sys.executable, "-c", OVERTAKEN, str(tmp_path), phase]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == "at work\n"
+        assert open_attempt(connect_store(tmp_path), "mine") == 2
+        if status == 0:
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() - began > 0.5)  # ten looks
+            process.stdin.close()
+        assert process.wait(30) == status
+    assert not (tmp_path / "events.jsonl").exists()
 
 
 def test_what_goes_on_is_not_ended_and_the_watch_ends_with_the_run(tmp_path: Path) -> None:
