@@ -158,6 +158,7 @@ class Feed:
         return {
             **build_job(config, run_dir, sweep.prepared.folder, sweep.deadline),
             "stop_files": [str(sweep.folder / STOP)],
+            "label": f"{sweep.folder.name}/{record.name}",
             "evaluations": sweep.settings.evaluations,
             "before": str(sweep.folder / f".before-{_digest_start(config)}.json"),
         }

@@ -14,6 +14,7 @@ from sftray.platform.leaderboard import choose_finalists, load_leaderboard
 from sftray.platform.stopping import are_workers_at_work, run_stoppable
 from sftray.platform.sweep_feed import Feed, Sweep
 from sftray.platform.sweep_files import read_ledger
+from sftray.platform.sweep_gauges import SweepGauges
 from sftray.platform.sweep_mirrors import SweepMirrors
 from sftray.platform.sweep_progress import SweepProgress
 from sftray.platform.trial_directory import read_end
@@ -49,6 +50,7 @@ def _run_owned(sweep: Sweep, placement: Placement, console: Console, check: Call
         _record_end(journal),
         SweepMirrors(sweep.folder, sweep.base.config.tracking, console),
         SweepProgress(console, sweep.folder, total),
+        SweepGauges(sweep.folder),
     ):
         run_stoppable(
             lambda: _run_phases(sweep, placement, concurrent),

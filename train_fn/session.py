@@ -28,6 +28,7 @@ from sftray.train_fn.loop import StepResult
 from sftray.train_fn.memory import measure_peak
 from sftray.train_fn.mfu import compute_mfu
 from sftray.train_fn.model import count_parameters
+from sftray.train_fn.pace import Pace
 from sftray.train_fn.rng import collect_rng
 from sftray.train_fn.samples import Prompt, answer_prompts, choose_prompts
 from sftray.train_fn.saver import Saver
@@ -63,6 +64,7 @@ class Session:
     skipped_steps: int = 0
     chain: str = START
     spikes: SpikeWatch = field(default_factory=SpikeWatch)
+    pace: Pace = field(default_factory=Pace)
     evaluations: tuple[float, ...] = ()
     prompts: tuple[list[Prompt], int] | None = field(default=None, repr=False)
     buffers: Buffers = field(default_factory=dict, repr=False)  # of the last snapshot
@@ -97,7 +99,9 @@ def record(session: Session, metrics: Mapping[str, float]) -> None:
         measured = {**metrics, **_measure_device(session, metrics)}
         ledger = {"ledger": session.chain} if metrics["step"] else {}
         session.journal.add_metrics({**measured, **ledger, "time": round(time.time(), 3)})
-        session.mirror(measured)
+        counts = {"restarts": session.attempt - 1, "skipped_steps": session.skipped_steps}
+        left = session.pace.mark(int(metrics["step"]), session.run.total_steps, time.monotonic())
+        session.mirror({**measured, **counts, **({} if left is None else {"eta_seconds": left})})
 
 
 def _measure_device(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -222,13 +226,11 @@ def _commit(session: Session, snapshot: Snapshot, val_loss: float | None, stall:
     )
     session.trusted.add(checkpoint.name)
     prune_checkpoints(session.checkpoints, session.attempt, session.config.store.keep_checkpoints, session.trusted)
-    session.journal.add_event(
-        "checkpoint",
-        session.attempt,
-        step=checkpoint.step,
-        stall_seconds=round(stall, 3),
-        save_seconds=round(time.perf_counter() - started, 3),
-    )
+    save, stall = round(time.perf_counter() - started, 3), round(stall, 3)
+    facts = {"step": checkpoint.step, "stall_seconds": stall, "save_seconds": save}
+    session.journal.add_event("checkpoint", session.attempt, "", **facts)
+    seconds = {"checkpoint_seconds": save, "checkpoint_stall_seconds": stall}
+    session.mirror({"checkpoint_time_seconds": time.time(), **seconds})
     return checkpoint
 
 

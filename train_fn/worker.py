@@ -52,8 +52,9 @@ def train_worker(job: dict[str, Any], door: Door | None = None) -> dict[str, Any
             `config_hash`, and `deadline` (Unix seconds at which to save and stop, or None). It may hold
             `stop_files` (paths; once one exists the run saves and stops), `evaluations` (values of progress at
             which it is validated and saved), `before` (a file that equal runs share, see before.py),
-            `watchdog` (fields of watchdog.Fuses that differ; without it nothing is watched) and `register`
-            (whether Ray Train hears of checkpoints, which then are below its storage path; True without it).
+            `label` (of its gauges; without it, the folder's name), `watchdog` (fields of watchdog.Fuses that
+            differ; without it nothing is watched) and `register` (whether Ray Train hears of checkpoints, which
+            then are below its storage path; True without it).
         door: how this worker is connected; without it, by Ray Train, which is else not asked for anything.
 
     Returns:
@@ -68,8 +69,9 @@ def train_worker(job: dict[str, Any], door: Door | None = None) -> dict[str, Any
     journal = Journal(Path(job["run_dir"]), patient=True)
     standing = Standing(door.place.rank, door.place.world_size, journal.count_attempts() + 1)
     telling = contextlib.nullcontext() if is_alone else tell_failure(journal, standing)
-    with telling, run_watchdog(standing, journal, build_fuses(job, config)):
-        outcome = run_recipe(job, config, door, journal, standing)
+    gauges = Gauges(job.get("label", journal.folder.name))
+    with telling, run_watchdog(standing, journal, build_fuses(job, config)), gauges:
+        outcome = run_recipe(job, config, door, journal, standing, gauges)
         journal.write_waiting()
     return outcome
 
@@ -81,7 +83,7 @@ def build_fuses(job: dict[str, Any], config: RunConfig) -> Fuses | None:
 
 
 def run_recipe(
-    job: dict[str, Any], config: RunConfig, door: Door, journal: Journal, standing: Standing
+    job: dict[str, Any], config: RunConfig, door: Door, journal: Journal, standing: Standing, gauges: Gauges
 ) -> dict[str, Any]:
     """The recipe of `train_worker`, whose arguments these are, opened."""
     place = door.place
@@ -119,7 +121,7 @@ def run_recipe(
         config_hash=job["config_hash"],
         report=door.report,
         prepare=lambda loader: standing.watch_batches(door.prepare(loader)),
-        mirror=Gauges(journal.folder.name).set,
+        mirror=gauges.set,
         saver=build_saver(journal, attempt, job.get("store_patience", PATIENCE_S)),
         skipped_steps=state.get("skipped_steps", 0),
         chain=state.get("ledger", START),

@@ -146,3 +146,10 @@ def test_one_trial_that_cannot_be_told_hides_no_other(tmp_path: Path) -> None:
                 log_step(journal, 5, 1.0, val_loss=2.0, milestone=0.125)
                 (journal.folder / EVENTS).write_text('{"no": "state", "time": "soon"}\n')
     assert "trial-001  started" in file.getvalue()
+
+
+def test_trials_are_counted_in_every_state_there_is() -> None:
+    from sftray.platform.sweep_gauges import STATES, count_states
+
+    counts = count_states(["running", "finished", "finished"])
+    assert (counts["running"], counts["finished"], counts["failed"]) == (1, 2, 0) and set(counts) == set(STATES)

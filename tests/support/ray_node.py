@@ -36,10 +36,12 @@ def find_free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Head:
-    """`address` is that of the cluster, `dashboard` the URL of its job server, `leader` leads its process group."""
+    """`address` is that of the cluster, `dashboard` the URL of its job server, `metrics` the host and port of its
+    metrics, `leader` leads its process group."""
 
     address: str
     dashboard: str
+    metrics: str
     leader: "subprocess.Popen[bytes]"
 
 
@@ -62,7 +64,7 @@ def lead_node(
         *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
     ]
     with _run_node(["--head", *ports, *more], num_cpus, host, settings) as node:
-        yield Head(f"{host.ip}:{gcs}", f"http://{host.ip}:{dashboard}", node)
+        yield Head(f"{host.ip}:{gcs}", f"http://{host.ip}:{dashboard}", f"{host.ip}:{metrics}", node)
 
 
 @contextlib.contextmanager
