@@ -91,10 +91,12 @@ class JobServer:
 
     async def _follow(self, id: str, write: Callable[[str], Any]) -> None:
         """A connection that breaks is made again; what was read before is passed over then."""
+        import aiohttp
+
         written = 0
         while True:
             read = 0
-            with contextlib.suppress(RuntimeError, OSError):
+            with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                 async for text in self._client.tail_job_logs(id):
                     read += len(text)
                     if read > written:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftray.platform.shipped import load_named_config
-from sftray.platform.submit_words import parse_inner
+from sftray.platform.submit_words import Inner, parse_inner
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.errors import ConfigError, Problem
 
@@ -50,7 +50,7 @@ def plan_bundle(arguments: Sequence[str]) -> Bundle:
     """
     inner = parse_inner(arguments)
     if inner.config is None:
-        return Bundle(list(arguments), {}, [inner.run], os.path.basename(inner.run.rstrip("/")))
+        return _plan_resume(inner, arguments)
     resolved, label = load_named_config(inner.config, inner.overrides)
     config = resolved.config
     problems = _check_store(config)
@@ -79,6 +79,19 @@ def plan_bundle(arguments: Sequence[str]) -> Bundle:
     bundle = Bundle(rewritten, files, elsewhere, name)
     _refuse_large(bundle)
     return bundle
+
+
+def _plan_resume(inner: Inner, arguments: Sequence[str]) -> Bundle:
+    """Nothing travels: the run is where the cluster has it."""
+    if not any("://" in path or os.path.isabs(path) for path in (inner.run, inner.store)):
+        raise ConfigError(
+            Problem(
+                f"{inner.run} is a path of this machine, or a name in a store that is",
+                why="the job looks for the run where the cluster has it",
+                fix=f"sftray submit -- resume /SHARED/runs/{os.path.basename(inner.run)}",
+            )
+        )
+    return Bundle(list(arguments), {}, [inner.run], os.path.basename(inner.run.rstrip("/")))
 
 
 def _check_store(config: RunConfig) -> list[Problem]:

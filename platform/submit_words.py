@@ -10,11 +10,14 @@ COMMANDS = ("train", "tune", "resume")
 
 @dataclass(frozen=True)
 class Inner:
-    """`config` is None for `resume`, which has a `run` instead. `space` is that of `tune`."""
+    """`config` is None for `resume`, which has a `run` instead, in `store` if it is a name. `space` is that of
+    `tune`.
+    """
 
     command: str
     config: str | None
     run: str
+    store: str
     overrides: list[str]
     space: str | None
 
@@ -46,6 +49,7 @@ def parse_inner(arguments: Sequence[str]) -> Inner:
         command=arguments[0],
         config=values.get("config"),
         run=values.get("run") or "",
+        store=values.get("store") or "",
         overrides=list(values.get("overrides") or ()),
         space=values.get("space"),
     )

@@ -81,6 +81,7 @@ def test_resume_takes_the_clusters_own_run(here: Path) -> None:
     bundle = plan_bundle(["resume", "/mnt/runs/mine/", "optim.learning_rate=1e-4"])
     assert bundle.files == {} and bundle.name == "mine"
     assert bundle.arguments == ["resume", "/mnt/runs/mine/", "optim.learning_rate=1e-4"]
+    assert plan_bundle(["resume", "mine", "--store", "/mnt/runs"]).name == "mine"
 
 
 def test_the_same_asked_for_again_has_the_same_name_and_other_data_has_another(here: Path) -> None:
@@ -107,6 +108,8 @@ def test_the_same_asked_for_again_has_the_same_name_and_other_data_has_another(h
         (["train", "run.yaml", "optim.lr=1"], "optim.lr is not a setting"),
         (["tune", "run.yaml", "--trails", "4"], "No such option: --trails"),
         (["train"], "Missing argument 'CONFIG'"),
+        (["resume", "runs/mine"], "runs/mine is a path of this machine"),
+        (["resume", "mine", "--store", "runs"], "the job looks for the run where the cluster has it"),
         (["chat", "run"], "train, tune, resume, not chat"),
         ([], "behind -- comes a command"),
     ],
