@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sftray.cluster.connection import look_around
 from sftray.cluster.resources import Placement, place_workers
+from sftray.platform.cadence import Cadence, describe_cadence, recommend_cadence
 from sftray.platform.driver import fix_batch, prepare_run, settle_paths
 from sftray.platform.run_directory import check_name_is_free, make_name, open_store
 from sftray.platform.terminal import show_controls
@@ -40,6 +41,10 @@ class Plan:
     shortage: ClusterError | None
     tokens: list[tuple[str, bool]]  # of the first example in training order: its text, and whether it is a target
 
+    @property
+    def cadence(self) -> Cadence:
+        return recommend_cadence(self.num_parameters, self.resolved.config.scaling.max_workers)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "config": self.resolved.config.model_dump(mode="json"),
@@ -49,6 +54,7 @@ class Plan:
             "global_batch_size": self.run.global_batch_size,
             "num_parameters": self.num_parameters,
             "memory_bytes_per_worker": self.memory_bytes,
+            "recommended_save_seconds": self.cadence.seconds,
             "fits": self.shortage is None,
             "shortage": [asdict(problem) for problem in self.shortage.problems] if self.shortage else [],
             "example": [{"text": text, "target": target} for text, target in self.tokens],
@@ -128,6 +134,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"learning rate: {rates[0]:.3g} at the first step, {rates[1]:.3g} in the middle, {rates[2]:.3g} at the last",
         *_describe_first_step(plan),
         f"memory: about {plan.memory_bytes / 2**30:.2f} GB for each worker at its peak (an estimate)",
+        describe_cadence(plan.cadence),
         _describe_placement(plan),
         "one example; what is learned is " + ("in green" if console.is_terminal else "in ⟦ ⟧") + ":",
     ]

@@ -1,0 +1,55 @@
+"""How often to save: what saving costs against what a failure loses.
+
+With a save every T seconds that costs C, failures M seconds apart in the mean, and a restart of R, the share of time
+that is lost is about C/T + (T/2 + R)/M (too much is said where much is lost). It is least at T = sqrt(2 C M): Young, "A
+first order approximation to the optimum checkpoint interval", CACM 17 (1974).
+"""
+
+import math
+from dataclasses import dataclass
+
+# Measured on two busy cores without a GPU (tests/bench/LOG.md): what a save adds to the steps beside it, and the time
+# from a killed worker to the first new step.
+SECONDS_PER_GB = 2.4
+RESTART_S = 13.5
+# A guess, and a careful one: shared and preemptible machines. Llama 3 was trained on 2,048 nodes of 8 GPUs with 419
+# interruptions in 54 days, one in 264 days a node (Grattafiori et al., "The Llama 3 herd of models", 2024, 3.3).
+WORKER_FAILS_EVERY_S = 7 * 86400.0
+_BYTES_PER_PARAMETER = 12  # weights and AdamW's two moments, in fp32
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """`seconds` from save to save; `cost` in seconds of one; `lost`: share of the time that goes into saves, steps
+    done again and restarts.
+    """
+
+    seconds: float
+    cost: float
+    num_bytes: int
+    lost: float
+
+
+def compute_loss(seconds: float, cost: float, restart: float, between_failures: float) -> float:
+    """The share of time that is lost, at most all of it."""
+    return min(cost / seconds + (seconds / 2 + restart) / between_failures, 1.0)
+
+
+def recommend_cadence(
+    num_parameters: int, num_workers: int, worker_fails_every: float = WORKER_FAILS_EVERY_S
+) -> Cadence:
+    """The best cadence for a model of this size on so many workers, of which one that fails stops all."""
+    num_bytes = num_parameters * _BYTES_PER_PARAMETER
+    cost = num_bytes / 1e9 * SECONDS_PER_GB
+    between = worker_fails_every / num_workers
+    seconds = max(math.sqrt(2 * cost * between), cost, 1.0)
+    return Cadence(seconds, cost, num_bytes, compute_loss(seconds, cost, RESTART_S, between))
+
+
+def describe_cadence(cadence: Cadence) -> str:
+    minutes = cadence.seconds / 60
+    every = f"{minutes:.0f} min" if minutes >= 2 else f"{cadence.seconds:.0f} s"
+    return (
+        f"checkpoints: about {cadence.num_bytes / 1e9:.2f} GB and {cadence.cost:.1f} s each; one in {every} loses "
+        f"the least, {cadence.lost:.1%} of the time, if a worker fails once a week (train.save_every counts steps)"
+    )
