@@ -1,8 +1,8 @@
 """How often to save: what saving costs against what a failure loses.
 
 With a save every T seconds that costs C, failures M seconds apart in the mean, and a restart of R, the share of time
-that is lost is about C/T + (T/2 + R)/M (too much is said where much is lost). It is least at T = sqrt(2 C M): Young, "A
-first order approximation to the optimum checkpoint interval", CACM 17 (1974).
+that is lost is about C/T + (T/2 + R)/M (too much is said where much is lost). It is least at T = sqrt(2 C M):
+Young, "A first order approximation to the optimum checkpoint interval", CACM 17 (1974).
 """
 
 import math
