@@ -63,7 +63,8 @@ def test_a_driver_killed_in_the_middle_of_a_save(straight: Path, ray_address: st
     seconds = resume(run_dir, tmp_path, ray_address)
     start = [event["step"] for event in read_events(run_dir) if event["state"] == "running"][-1]
     equal = assert_straight(run_dir, straight)
-    record(Outcome("driver", "SIGKILL in a save, then resume", 1, "", int(equal), max(reached - start, 0), seconds))
+    fault, saw = "SIGKILL in a save, then resume", "where it is resumed"
+    record(Outcome("driver", fault, 1, saw, int(equal), max(reached - start, 0), seconds))
     assert equal
 
 
