@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from outcomes import Outcome, record
-from runs import count_steps, end_run, find_drafts, is_straight, start_run, straight_run
+from short_runs import count_steps, end_run, find_drafts, is_straight, start_run, straight_run
 from waiting import wait_until
 
 from sftray.train_fn.journal import CHECKPOINTS, EVENTS, read_lines

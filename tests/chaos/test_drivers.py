@@ -10,7 +10,7 @@ import pytest
 from commands import read_output, start_command, wait_for
 from outcomes import Outcome, record
 from processes import list_processes
-from runs import count_steps, end_run, find_drafts, newest_of, start_run
+from short_runs import count_steps, end_run, find_drafts, newest_of, start_run
 from tiny_runs import build_config, read_events, read_metrics
 
 from sftray.platform.ledger_check import check_ledger

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from outcomes import Outcome, record
-from runs import SEED, end_run, is_straight, kill_when, newest_of, start_run
+from short_runs import SEED, end_run, is_straight, kill_when, newest_of, start_run
 
 from sftray.train_fn.journal import CHECKPOINTS, EVENTS, read_lines
 

@@ -14,7 +14,7 @@ from commands import read_output, start_command, wait_for
 from outcomes import Outcome, record
 from ray_node import lead_node
 from redis_server import run_redis
-from runs import count_steps
+from short_runs import count_steps
 from tiny_runs import build_config, read_events, trace
 
 from sftray.platform.ledger_check import check_ledger

@@ -15,7 +15,7 @@ from namespaces import Network, build_network
 from outcomes import Outcome, record
 from processes import has_ended
 from ray_node import join_node, start_node
-from runs import count_steps
+from short_runs import count_steps
 from tiny_runs import build_config, read_events, read_metrics, trace
 
 from sftray.platform.ledger_check import check_ledger

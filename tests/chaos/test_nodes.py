@@ -14,7 +14,7 @@ import pytest
 from commands import read_output, start_command, wait_for
 from outcomes import Outcome, record
 from ray_node import join_node, kill_node, start_node
-from runs import count_steps
+from short_runs import count_steps
 from tiny_runs import build_config, read_events, read_metrics, trace
 
 from sftray.platform.ledger_check import check_ledger

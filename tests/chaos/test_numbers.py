@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from outcomes import Outcome, record
-from runs import SEED, newest_of, start_run, straight_run
 from safetensors.torch import load_file, save_file
+from short_runs import SEED, newest_of, start_run, straight_run
 from tiny_runs import read_events, read_metrics, write_sums
 from transformers import AutoTokenizer
 

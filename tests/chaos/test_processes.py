@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from outcomes import Outcome, record
 from processes import has_ended
-from runs import SEED, count_steps, end_run, find_drafts, is_straight, kill_when, start_run, straight_run
+from short_runs import SEED, count_steps, end_run, find_drafts, is_straight, kill_when, start_run, straight_run
 
 from sftray.cluster.processes import Kill, run_processes
 from sftray.train_fn.journal import CHECKPOINTS, EVENTS, SAMPLES, read_lines
