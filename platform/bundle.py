@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftray.platform.run_directory import make_name
 from sftray.platform.shipped import load_named_config
 from sftray.platform.submit_words import Inner, parse_inner
 from sftray.train_fn.config import RunConfig
@@ -151,8 +152,8 @@ def _is_below_here(path: str) -> bool:
 
 
 def _replace(arguments: Sequence[str], old: str, new: str) -> list[str]:
-    return [new if given == old else given.replace(f"={old}", f"={new}") if given == f"--space={old}" else given
-            for given in arguments]  # fmt: skip
+    places = {old: new, f"--space={old}": f"--space={new}"}
+    return [places.get(given, given) for given in arguments]
 
 
 def _make_name(label: str, arguments: Sequence[str], files: dict[str, Path]) -> str:
@@ -161,8 +162,6 @@ def _make_name(label: str, arguments: Sequence[str], files: dict[str, Path]) -> 
     for place, path in sorted(files.items()):
         with path.open("rb") as file:
             digest.update(f"{place} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    from sftray.platform.run_directory import make_name
-
     return f"{make_name(label)[:50]}-{digest.hexdigest()[:8]}"
 
 

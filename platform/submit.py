@@ -10,9 +10,8 @@ from rich.console import Console
 
 from sftray.cluster.jobs import Job, JobServer, stage_code
 from sftray.platform.bundle import Bundle, plan_bundle
-from sftray.train_fn.errors import ConfigError, Problem
-
-STOPPED, LOST = 75, 70
+from sftray.platform.terminal import format_bytes
+from sftray.train_fn.errors import ClusterError, ConfigError, Problem, StoppedError
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,13 @@ def choose_id(bundle: Bundle, jobs: Sequence[Job]) -> str:
 
 def describe_bundle(bundle: Bundle, code: Path | None) -> list[str]:
     """What travels, with its size, and what does not."""
-    lines = [f"sent: {place} ({_say_size(path.stat().st_size)})" for place, path in sorted(bundle.files.items())]
+    lines = [f"sent: {place} ({format_bytes(path.stat().st_size)})" for place, path in sorted(bundle.files.items())]
     if code is None:
         lines.append("sftray: that of the cluster's image")
     else:
         size = sum(path.stat().st_size for path in code.rglob("*") if path.is_file())
-        lines.append(f"sent: sftray, as it is installed here ({_say_size(size)})")
+        lines.append(f"sent: sftray, as it is installed here ({format_bytes(size)})")
     return [*lines, *(f"not sent, of the cluster: {path}" for path in bundle.elsewhere)]
-
-
-def _say_size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 100_000 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _describe_ended(bundle: Bundle, job: Job) -> Problem:
@@ -103,10 +98,10 @@ def _describe_ended(bundle: Bundle, job: Job) -> Problem:
 
 
 def read_exit_code(job: Job) -> int:
-    """The command's own; a job that was stopped saved, if it had anything to save."""
+    """The command's own. Without one a job that was stopped counts as such, and one that failed never began."""
     if job.exit_code is not None and job.exit_code >= 0:
         return job.exit_code
-    return {"succeeded": 0, "stopped": STOPPED}.get(job.state, LOST)
+    return {"succeeded": 0, "stopped": StoppedError.exit_code}.get(job.state, ClusterError.exit_code)
 
 
 def find_job(name: str, server: JobServer) -> Job:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sftray.platform import bundle as module
-from sftray.platform.bundle import plan_bundle
+from sftray.platform.bundle import LIMIT_BYTES, plan_bundle
 from sftray.train_fn.errors import ConfigError
 
 ROW = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
@@ -118,9 +117,11 @@ def test_what_is_wrong_is_told_before_anything_is_sent(arguments: list[str], sai
     assert said in find_problems(*arguments)
 
 
-def test_too_much_is_refused_with_the_largest(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LIMIT_BYTES", 100)
-    assert "the largest: run.yaml" in find_problems("train", "run.yaml", "data.train=data/a.jsonl")
+def test_too_much_is_refused_with_the_largest(here: Path) -> None:
+    with (here / "data" / "a.jsonl").open("ab") as file:
+        file.truncate(LIMIT_BYTES)
+    said = find_problems("train", "run.yaml")
+    assert "50 MB would travel with the job, and 50 MB may" in said and "the largest: data/a.jsonl 50 MB" in said
 
 
 def test_a_model_in_a_folder_travels_without_its_hidden_files(here: Path) -> None:
