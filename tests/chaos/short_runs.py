@@ -14,7 +14,7 @@ from sftray.cluster.processes import Ended, Kill, run_processes
 from sftray.platform.ledger_check import check_ledger
 from sftray.platform.rehearsal import hash_state, read_values
 from sftray.train_fn.config_file import Resolved, dump_config
-from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, METRICS, read_lines
+from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, EVENTS, METRICS, read_lines
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 STEPS = 12
@@ -59,6 +59,11 @@ def count_steps(run_dir: Path) -> int:
     """The last step that is logged; 0 where none is."""
     path = run_dir / METRICS
     return max((row["step"] for row in read_lines(path)), default=0) if path.exists() else 0
+
+
+def list_starts(run_dir: Path) -> list[dict[str, Any]]:
+    """The events with which attempts began to train."""
+    return [event for event in read_lines(run_dir / EVENTS) if event["state"] == "running"]
 
 
 def kill_when(job: dict[str, Any], world_size: int, when: Any, ranks: tuple[int, ...]) -> Ended:

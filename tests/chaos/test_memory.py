@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cgroups import Group, make_group
@@ -15,7 +14,7 @@ from commands import read_output, start_command, wait_for
 from outcomes import Outcome, record
 from processes import has_ended
 from ray_node import join_node, start_node
-from short_runs import count_steps
+from short_runs import count_steps, list_starts
 from tiny_runs import build_config, read_events, read_metrics, trace
 
 from sftray.platform.ledger_check import check_ledger
@@ -47,10 +46,6 @@ def begin(folder: Path, address: str) -> tuple[Path, "subprocess.Popen[bytes]", 
     run_dir = folder / "runs" / "run"
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() and count_steps(run_dir) >= 15, process, folder)
     return run_dir, process, list_starts(run_dir)[0]["pids"]
-
-
-def list_starts(run_dir: Path) -> list[dict[str, Any]]:
-    return [event for event in read_events(run_dir) if event["state"] == "running"]
 
 
 def end_after_recovery(fault: str, ended: float, why: str, folder: Path, process: "subprocess.Popen[bytes]") -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import read_output, start_command, wait_for
@@ -15,7 +14,7 @@ from namespaces import Network, build_network
 from outcomes import Outcome, record
 from processes import has_ended
 from ray_node import join_node, start_node
-from short_runs import count_steps
+from short_runs import count_steps, list_starts
 from tiny_runs import build_config, read_events, read_metrics, trace
 
 from sftray.platform.ledger_check import check_ledger
@@ -56,10 +55,6 @@ def begin(folder: Path, cluster: Cluster, workers: object) -> tuple[Path, "subpr
     run_dir = folder / "runs" / "run"
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() and count_steps(run_dir) >= 15, process, folder)
     return run_dir, process
-
-
-def list_starts(run_dir: Path) -> list[dict[str, Any]]:
-    return [event for event in read_events(run_dir) if event["state"] == "running"]
 
 
 @pytest.mark.parametrize("workers", [(1, 2), 1], ids=["elastic", "spare"])

@@ -14,7 +14,7 @@ import pytest
 from commands import read_output, start_command, wait_for
 from outcomes import Outcome, record
 from ray_node import join_node, kill_node, start_node
-from short_runs import count_steps
+from short_runs import count_steps, list_starts
 from tiny_runs import build_config, read_events, read_metrics, trace
 
 from sftray.platform.ledger_check import check_ledger
@@ -48,14 +48,10 @@ def begin(folder: Path, cluster: Cluster, workers: object, epochs: int) -> tuple
     return folder / "runs" / "run", start_command(folder, "train", "run.yaml", "name=run", address=cluster.address)
 
 
-def list_starts(run_dir: Path) -> list[dict[str, object]]:
-    return [event for event in read_events(run_dir) if event["state"] == "running"]
-
-
 def wait_for_start(number: int, run_dir: Path, process: "subprocess.Popen[bytes]", folder: Path) -> float:
     """When the first step of start `number` was done, in Unix seconds."""
     wait_for(lambda: len(list_starts(run_dir)) >= number, process, folder)
-    began = float(str(list_starts(run_dir)[number - 1]["time"]))
+    began = list_starts(run_dir)[number - 1]["time"]
     wait_for(lambda: read_metrics(run_dir)[-1]["time"] > began, process, folder)
     return float(next(row["time"] for row in read_metrics(run_dir) if row["time"] > began))
 
@@ -72,10 +68,10 @@ def test_an_elastic_run_shrinks_and_grows_in_the_middle_of_an_epoch(cluster: Clu
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 75, read_output(tmp_path)
     starts = list_starts(run_dir)
-    assert [len(start["pids"]) for start in starts] == [2, 1, 2]  # type: ignore[arg-type]
+    assert [len(start["pids"]) for start in starts] == [2, 1, 2]
     whole = check_ledger(run_dir)
     assert whole.holds and whole.step == trace(run_dir)[-1][0]
-    again = max(reached - int(str(starts[1]["step"])), 0)
+    again = max(reached - starts[1]["step"], 0)
     saw = "attempt 2 goes on: rank and node that were lost"
     record(Outcome("node", "1 of 2 nodes lost, elastic: shrink (ledger whole)", 1, saw, 1, again, shrunk))
     record(Outcome("node", "a node joins, elastic: grow (ledger whole)", 1, "attempt 3 goes on", 1, None, grown))
@@ -90,12 +86,12 @@ def test_a_fixed_run_goes_on_with_the_spare_node(cluster: Cluster, tmp_path: Pat
         seconds = wait_for_start(2, run_dir, process, tmp_path) - killed
         stop_and_check(process, run_dir, tmp_path)
     first, second = list_starts(run_dir)
-    assert second["attempt"] == 2 and len(second["pids"]) == 2  # type: ignore[arg-type]
-    assert not set(first["pids"]) & set(second["pids"])  # type: ignore[call-overload]
+    assert second["attempt"] == 2 and len(second["pids"]) == 2
+    assert not set(first["pids"]) & set(second["pids"])
     lost = find_failure(run_dir)
     notice = lost["time"] - killed
     saw = f"attempt 2 goes on: rank and node that were lost (noticed after {notice:.1f} s)"
-    again = lost["step"] - int(str(second["step"]))
+    again = lost["step"] - second["step"]
     record(Outcome("node", "1 of 2 nodes lost, a spare node takes over (ledger whole)", 1, saw, 1, again, seconds))
 
 
@@ -113,9 +109,9 @@ def test_a_fixed_run_waits_for_a_node_to_come_back(cluster: Cluster, tmp_path: P
         seconds = wait_for_start(2, run_dir, process, tmp_path) - joined
         stop_and_check(process, run_dir, tmp_path)
     second = list_starts(run_dir)[1]
-    assert second["attempt"] == 2 and len(second["pids"]) == 2  # type: ignore[arg-type]
+    assert second["attempt"] == 2 and len(second["pids"]) == 2
     saw = f"after {told:.1f} s: how many workers the nodes hold that are left, and how long a node is waited for"
-    again = find_failure(run_dir)["step"] - int(str(second["step"]))
+    again = find_failure(run_dir)["step"] - second["step"]
     fault = "1 of 2 nodes lost, no spare, until a node joins (ledger whole)"
     record(Outcome("node", fault, 1, saw, 1, again, seconds))
 
