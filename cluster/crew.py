@@ -10,9 +10,7 @@ mailbox, and the director a lock that falls with it: the next crew frees what it
 """
 
 import contextlib
-import fcntl
 import json
-import shutil
 import threading
 import time
 import uuid
@@ -26,16 +24,16 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from sftray.cluster.failure_callback import FailureCallback
 from sftray.cluster.launch import run_function
+from sftray.cluster.mailbox import open_mailbox, pause_between_looks, take_if_lost
 from sftray.cluster.resources import Placement
-from sftray.train_fn.checkpoint import write_flushed
 from sftray.train_fn.distributed import share_first
 from sftray.train_fn.errors import ClusterError, Problem
 from sftray.train_fn.failure import read_events, read_failures
+from sftray.train_fn.places import as_path, remove_tree, write_whole
 
 CREWS = ".crews"  # a folder in the sweep's directory; the driver removes what is left of it
 
-_END, _LOCK, _GROUP = "end", "director", "placement-group"
-_LOOK_S = 0.05
+_END, _GROUP = "end", "placement-group"
 # Workers who are given nothing for so long go home: others may wait for their CPUs. The others of rank 0 wait for it
 # in a collective, so it is well below the time-out of one.
 _IDLE_S = 30.0
@@ -50,12 +48,8 @@ class Crew:
     """Workers of one placement, from the first job on; of use until a job of theirs failed."""
 
     def __init__(self, home: Path, placement: Placement, max_failures: int, idle_s: float = _IDLE_S) -> None:
-        name = f"workers-{uuid.uuid4().hex[:12]}"
-        self.folder, draft = home / name, home / f".{name}"
-        draft.mkdir(parents=True)
-        self._lock = (draft / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        draft.rename(self.folder)  # locked from the moment that it is there
+        self.folder = home / f"workers-{uuid.uuid4().hex[:12]}"
+        self._give_up = open_mailbox(self.folder)
         self._number = 0
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._direct, args=(placement, max_failures, idle_s), daemon=True)
@@ -81,7 +75,7 @@ class Crew:
         outcome = _outcome_file(self.folder, self._number)
         _put(_job_file(self.folder, self._number), job)
         while self.is_there and not outcome.exists():
-            self._thread.join(_LOOK_S)
+            self._thread.join(pause_between_looks(self.folder))
             meanwhile()
         meanwhile()
         if outcome.exists():
@@ -95,8 +89,8 @@ class Crew:
         (self.folder / _END).touch()
         self._thread.join(_GOODBYE_S)
         if not self.is_there:  # else it is for the next crew to free
-            self._lock.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._give_up()
+            remove_tree(self.folder)
 
 
 _crew: Crew | None = None  # of this process
@@ -110,7 +104,7 @@ def run_on_crew(
     Placement and number of failures are the same for all jobs of a process. Raises: as `run_workers` does.
     """
     global _crew
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
     failures = len(read_failures(read_events(run_dir)))
     try:
         for _ in range(2):  # they may go home in this very moment
@@ -141,11 +135,12 @@ def dismiss() -> None:
 def free_lost(home: Path) -> None:
     """Free what crews hold whose directors were killed."""
     for folder in home.glob("workers-*"):
-        with contextlib.suppress(OSError, RayError), (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError, RayError), take_if_lost(folder) as is_lost:
+            if not is_lost:
+                continue
             if (held := folder / _GROUP).exists():
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(held.read_text()))))
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
 
 class CrewFailures(FailureCallback):
@@ -159,7 +154,7 @@ class CrewFailures(FailureCallback):
         path = _job_file(self._folder, _count_outcomes(self._folder) + 1)
         if not path.exists():
             raise CrewLost(Problem("workers were lost while they waited for a trial"))
-        self._run_dir = Path(_read(path)["run_dir"])
+        self._run_dir = as_path(_read(path)["run_dir"])
         super().after_exception(run_context, worker_exceptions)
 
 
@@ -172,9 +167,9 @@ def serve(box: dict[str, Any]) -> dict[str, Any]:
     from sftray.train_fn.memory import free_memory
     from sftray.train_fn.worker import train_worker
 
-    folder, is_first = Path(box["folder"]), ray.train.get_context().get_world_rank() == 0
+    folder, is_first = as_path(box["folder"]), ray.train.get_context().get_world_rank() == 0
     if is_first and (group := get_current_placement_group()) is not None:
-        write_flushed(folder / _GROUP, group.id.hex())
+        write_whole(folder / _GROUP, group.id.hex())
     while True:
         number = _count_outcomes(folder) + 1 if is_first else 0
         job = share_first(_wait_for_job(folder, number, box["idle_s"]) if is_first else None)
@@ -192,7 +187,7 @@ def _wait_for_job(folder: Path, number: int, idle_s: float) -> dict[str, Any] | 
     while time.monotonic() < end and not (folder / _END).exists():
         if path.exists():
             return _read(path)
-        time.sleep(_LOOK_S)
+        time.sleep(pause_between_looks(folder))
     return None
 
 
@@ -209,10 +204,7 @@ def _outcome_file(folder: Path, number: int) -> Path:
 
 
 def _put(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is there whole or not at all."""
-    draft = path.with_suffix(".draft")
-    write_flushed(draft, json.dumps(content))
-    draft.replace(path)
+    write_whole(path, json.dumps(content))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Running the worker function on the workers of a cluster."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sftray.cluster.joining import JoiningConfig
 from sftray.cluster.resources import Placement
 from sftray.cluster.shortage import START_RETRIES
 from sftray.train_fn.errors import ClusterError, Problem, UserError
+from sftray.train_fn.places import as_path, name_storage
 
 # A collective that takes longer than this has lost a partner.
 _COLLECTIVE_TIMEOUT_S = 120
@@ -49,7 +51,7 @@ def run_workers(job: dict[str, Any], placement: Placement, max_failures: int) ->
     # Not above: Ray's controller, which has no use for it, imports this module.
     from sftray.train_fn.worker import train_worker
 
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
     failures = FailureCallback(run_dir, max_failures, placement)
     return run_function(train_worker, job, run_dir, placement, failures)
 
@@ -98,7 +100,7 @@ def _build_scaling(placement: Placement) -> ScalingConfig:
 def _build_run(folder: Path, failures: FailureCallback) -> RunConfig:
     return RunConfig(
         name=folder.name,  # Ray registers checkpoints only below storage_path/name: the run's directory
-        storage_path=str(folder.parent),
+        **name_storage(folder.parent),
         failure_config=FailureConfig(max_failures=failures.max_failures, controller_failure_limit=START_RETRIES),
         checkpoint_config=CheckpointConfig(num_to_keep=None),  # the run itself deletes what is spare
         callbacks=[failures],
@@ -108,7 +110,8 @@ def _build_run(folder: Path, failures: FailureCallback) -> RunConfig:
 def _remove_ray_state(run_dir: Path) -> None:
     """Ray would silently go on from what stands here, and fails for good where it is torn."""
     for name in ("checkpoint_manager_snapshot.json", ".validate_storage_marker"):
-        (run_dir / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (run_dir / name).unlink(missing_ok=True)
 
 
 def _explain(error: TrainingFailedError, run_dir: Path) -> UserError | TrainingFailedError:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sftray.train_fn.checkpoint import write_flushed
 from sftray.train_fn.journal import STOP
+from sftray.train_fn.places import write_whole
 
 _ORDER = ".order.json"
 
@@ -42,9 +42,7 @@ class Ordered(Exception):  # it is no error: it unwinds a run that was told to e
 
 def give_order(run_dir: Path, order: Order) -> None:
     """Leave an order for the trial. A nested trial's workers save and stop when they see the stop file."""
-    draft = run_dir / f"{_ORDER}.draft"
-    write_flushed(draft, json.dumps(asdict(order), ensure_ascii=False))
-    draft.replace(run_dir / _ORDER)
+    write_whole(run_dir / _ORDER, json.dumps(asdict(order), ensure_ascii=False))
     (run_dir / STOP).touch()
 
 

@@ -2,9 +2,9 @@
 
 import pickle
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from sftray.train_fn.places import as_path
 from sftray.train_fn.prepare import MapChunks, map_on_cores
 from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt
@@ -20,7 +20,7 @@ def choose_map(num_nodes: int) -> MapChunks | None:
 
 def spread_if_large(tasks: Sequence[ChunkTask]) -> Iterable[ChunkReceipt]:
     files = {task.chunk.file for task in tasks}
-    num_bytes = sum(Path(name).stat().st_size for name in files)
+    num_bytes = sum(as_path(name).stat().st_size for name in files)
     if len(files) < 2 or num_bytes < _SPREAD_ABOVE_BYTES:
         return map_on_cores(tasks)
     return spread_over_cluster(tasks)

@@ -22,6 +22,7 @@ from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.errors import UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, EVENTS, METRICS, Journal
 from sftray.train_fn.memory import free_memory
+from sftray.train_fn.places import as_path, write_whole
 from sftray.train_fn.resume import adopt_checkpoint
 from sftray.train_fn.tail import Tail
 
@@ -39,7 +40,7 @@ def run_trial(start: dict[str, Any], placement: Placement, max_failures: int) ->
     It raises nothing that the trial's own settings caused: Tune would only try it again.
     """
     job = start["job"]
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
     journal = Journal(run_dir)
     clear_orders(run_dir)
     kind = "GPU" if placement.use_gpu else "CPU"
@@ -71,7 +72,7 @@ def _guard(journal: Journal, act: Callable[[], dict[str, Any]]) -> dict[str, Any
         why = f"{problem.what} ({problem.why})" if problem.why else problem.what
         journal.add_event("failed", journal.count_attempts(), why, exit_code=error.exit_code)
     except Exception as error:  # whatever it is, it ends this trial alone; its traceback stays with the trial
-        (journal.folder / "crash.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        write_whole(journal.folder / "crash.txt", traceback.format_exc())
         why = f"{type(error).__name__}: {error}"[:500]
         journal.add_event("failed", journal.count_attempts(), why, exit_code=OUR_BUG)
     return None
@@ -85,7 +86,7 @@ def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) ->
     from sftray.train_fn.door import open_alone
     from sftray.train_fn.worker import train_worker  # not above: who directs workers needs no model's code
 
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
 
     def report(metrics: Metrics, folder: Path | None) -> None:
         if "milestone" in metrics:
@@ -101,7 +102,7 @@ def _train_here(job: dict[str, Any], placement: Placement, max_failures: int) ->
 
 def _train_on_workers(job: dict[str, Any], placement: Placement, max_failures: int) -> dict[str, Any]:
     """Train on workers of this process, and hand their validations on while they do."""
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
     validations = _Validations(run_dir)
 
     def tell() -> None:
@@ -145,14 +146,15 @@ def adopt(job: dict[str, Any], order: Order) -> dict[str, Any]:
     or gone since the donor follows another itself, the trial goes on as it was.
     """
     assert order.donor is not None and order.config_text is not None  # of every exploit
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
     journal, root = Journal(run_dir), run_dir / CHECKPOINTS
-    donated = [c for c in list_checkpoints(Path(order.donor) / CHECKPOINTS) if c.step == order.step]
+    donor = as_path(order.donor) / CHECKPOINTS
+    donated = [c for c in list_checkpoints(donor) if c.step == order.step]
     least = journal.count_attempts() + 1
-    if not donated or adopt_checkpoint(donated[-1], root, run_dir.name, least) is None:
+    if not donated or adopt_checkpoint(donated[-1], donor, root, run_dir.name, least) is None:
         why = f"{order.donor} has no whole checkpoint of step {order.step} any more"
         journal.add_event("exploit_skipped", journal.count_attempts(), why)
         return job
-    (run_dir / CONFIG).write_text(order.config_text, encoding="utf-8")
+    write_whole(run_dir / CONFIG, order.config_text)
     journal.add_event("exploited", journal.count_attempts(), order.why, **order.facts)
     return {**job, "config": order.config, "config_hash": order.config_hash}

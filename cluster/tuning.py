@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from sftray.cluster.crew import CREWS, dismiss, free_lost
 from sftray.cluster.resources import Node, Placement
 from sftray.cluster.trial import run_trial
 from sftray.train_fn.config import ScalingConfig
+from sftray.train_fn.places import name_storage, remove_tree
 
 # A trial whose workers are elsewhere only directs them. Tune refuses a trial without resources, and a fraction of
 # a CPU would keep the last worker out of a full cluster: so it asks for a byte of memory's worth.
@@ -51,9 +51,9 @@ def run_trials(
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
-    shutil.rmtree(cache, ignore_errors=True)
     crews = cache.parent / CREWS
-    shutil.rmtree(crews, ignore_errors=True)
+    remove_tree(cache)
+    remove_tree(crews)
     names: dict[str, str] = {}
     try:
         tune.Tuner(
@@ -70,7 +70,7 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name=cache.name,
-                storage_path=str(cache.parent),
+                **name_storage(cache.parent),
                 failure_config=tune.FailureConfig(max_failures=max_failures),
                 verbose=0,
             ),
@@ -78,7 +78,7 @@ def run_trials(
     finally:
         free_lost(crews)
         for folder in (cache, crews):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
 
 def _build_trainable(placement: Placement, max_failures: int) -> type:

@@ -1,7 +1,7 @@
 """Talking to a checkpoint of a run, in the chat template it was trained with."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,14 @@ from transformers.utils import logging
 
 from sftray.platform.terminal import show_controls
 from sftray.train_fn.chat_render import Template
-from sftray.train_fn.checkpoint import Checkpoint, find_best, find_newest, list_checkpoints, verify_checkpoint
+from sftray.train_fn.checkpoint import (
+    Checkpoint,
+    find_best,
+    find_newest,
+    list_checkpoints,
+    open_place,
+    verify_checkpoint,
+)
 from sftray.train_fn.errors import CheckpointError, ConfigError, Problem
 from sftray.train_fn.journal import CHECKPOINTS
 
@@ -150,6 +157,7 @@ def choose_checkpoint(run: Path, step: Step) -> Checkpoint:
                 fix="--step newest, or one of these",
             )
         )
+    chosen = replace(chosen, folder=open_place(root).fetch(f"{CHECKPOINTS}/{chosen.name}", chosen.manifest.files))
     if wrong := verify_checkpoint(chosen):
         raise CheckpointError(
             Problem(

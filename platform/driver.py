@@ -39,6 +39,7 @@ from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
 from sftray.train_fn.lease import Lease, hold_lease
 from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
+from sftray.train_fn.places import write_whole
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
 from sftray.train_fn.store import connect_store
 from sftray.train_fn.token_store import TokenStore
@@ -81,8 +82,8 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
         run_dir = take_run_directory(store, config.name, label)
         resolved = fix_batch(resolved, run_dir.name)
         with hold_lease(connect_store(run_dir), run_dir.name) as lease:
-            (run_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
-            (run_dir / CONFIG).write_text(dump_config(resolved), encoding="utf-8")  # last: what has it is a run
+            write_whole(run_dir / DATA, json.dumps(prepared.receipt, ensure_ascii=False, indent=2))
+            write_whole(run_dir / CONFIG, dump_config(resolved))  # last: what has it is a run
             return run_attempt(Attempt(run_dir, resolved.config, prepared, console, lease), placement)
 
 

@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from sftray.platform.run_directory import TOKENS, is_job
+from sftray.train_fn.bucket_path import BucketPath
 from sftray.train_fn.config_file import Resolved
 from sftray.train_fn.errors import Problem, StoreError
 from sftray.train_fn.files import find_files
+from sftray.train_fn.local_copies import upload_folder
+from sftray.train_fn.places import as_path, find_bucket
 
 _INPUTS = "inputs"  # beside the tokens, by their content
 
@@ -58,6 +61,8 @@ def _is_of_job(path: str) -> bool:
 def _keep(path: Path, root: Path) -> Path:
     """The copy of a file or a folder; made unless there is one."""
     target = root / _digest(path) / path.name
+    if (there := find_bucket(target)) is not None:
+        return _upload(path, there)
     if target.exists():
         return target
     draft = root / f".draft-{uuid.uuid4().hex[:12]}"
@@ -78,6 +83,18 @@ def _keep(path: Path, root: Path) -> Path:
         what = f"{path.name} cannot be kept in the store: {error.strerror}"
         raise StoreError(Problem(what, str(target), fix="make room there")) from error
     return target
+
+
+def _upload(path: Path, target: BucketPath) -> Path:
+    """A mark beside the copy, put last, says that it is whole."""
+    mark = target.with_name(f"{target.name}.whole")
+    if not mark.exists():
+        if path.is_dir():
+            upload_folder(path, target)
+        else:
+            target.bucket.upload(path, target.key)
+        mark.touch()
+    return as_path(str(target))
 
 
 def _digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from sftray.train_fn.journal import EVENTS, METRICS, Journal
+from sftray.train_fn.looking import choose_pause
 from sftray.train_fn.tail import Tail
 
 Row = Mapping[str, Any]
@@ -50,7 +51,7 @@ class Follower:
         self._active = list(mirrors)
         self._journal = Journal(run_dir)
         self._events, self._metrics = Tail(run_dir / EVENTS), Tail(run_dir / METRICS)
-        self._attempt = 0
+        self._attempt, self._pause = 0, choose_pause(run_dir, POLL_SECONDS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="run-follower", daemon=True)
         self._replay = replay
@@ -72,7 +73,7 @@ class Follower:
             _logger.warning("a mirror of the run has hung for %g s; it is left behind", LEAVE_SECONDS)
 
     def _follow(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        while not self._stop.wait(self._pause):
             self._deliver()
         self._deliver()
         for mirror in self._mirrors:

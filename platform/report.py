@@ -6,6 +6,7 @@ from sftray.platform.report_page import render_page
 from sftray.platform.results import find_run
 from sftray.platform.sweep_files import find_sweep, is_sweep
 from sftray.train_fn.errors import Problem, StoreError
+from sftray.train_fn.places import write_whole
 
 REPORT = "report.html"
 
@@ -30,12 +31,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
     page = build_sweep_page(folder) if is_sweep(folder) else build_run_page(folder)
     target = output or folder / REPORT
-    draft = target.with_name(f".{target.name}.draft")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A damaged file may hold half a character, which UTF-8 cannot say.
-        draft.write_text(render_page(page), encoding="utf-8", errors="backslashreplace")
-        draft.replace(target)
+        write_whole(target, render_page(page).encode(errors="backslashreplace"))
+    except StoreError:  # a bucket's, which says it itself
+        raise
     except OSError as error:
         raise StoreError(
             Problem(

@@ -6,7 +6,6 @@ without a readable config or event is a row of state `broken` that says why.
 
 import difflib
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from sftray.platform.run_files import (
     shape_metrics,
     to_records,
 )
+from sftray.platform.sweep_files import list_candidates
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 from sftray.train_fn.journal import CONFIG, EVENTS, METRICS
+from sftray.train_fn.places import as_path
 
 __all__ = [
     "find_run",
@@ -59,7 +60,7 @@ _TIMES = ("started", "updated")
 
 
 def is_run(folder: Path) -> bool:
-    return os.path.isfile(folder / CONFIG) and os.path.isfile(folder / EVENTS)
+    return (folder / CONFIG).is_file() and (folder / EVENTS).is_file()
 
 
 def find_runs(store: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -68,7 +69,7 @@ def find_runs(store: Path, depth: int = _DEPTH) -> Iterator[Path]:
         yield store
         return
     try:
-        names = sorted(entry.name for entry in os.scandir(store) if entry.is_dir())
+        names = sorted(entry.name for entry in store.iterdir() if entry.is_dir())
     except PermissionError:
         return
     for name in names:
@@ -78,17 +79,16 @@ def find_runs(store: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 def _find_store(path: str | Path) -> Path:
     """`path` as a folder that can be read. Raises StoreError where it is none."""
-    if "://" in str(path):
-        raise StoreError(Problem(f"{path} is a URL, and runs are read from directories", fix="mount or copy it"))
-    if not os.path.isdir(path):
+    place = as_path(path)
+    if not place.is_dir():
         raise StoreError(
             Problem(
                 f"there is no store at {path}",
-                why=f"{os.path.abspath(path)} is not a directory",
+                why=f"{place.absolute()} is not a directory",
                 fix="--store PATH: the store.path that the runs were started with",
             )
         )
-    return Path(path)
+    return place
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
@@ -116,14 +116,15 @@ def find_run(name_or_path: str, store: str = "./runs") -> Path:
     Raises:
         ConfigError: there is none; the nearest names are told.
     """
-    for folder in (Path(name_or_path), Path(store, name_or_path)):
+    candidates, root = list_candidates(name_or_path, store), as_path(store)
+    for folder in candidates:
         if is_run(folder):
             return folder
     names = []
-    if os.path.isdir(store):
-        names = [str(folder.relative_to(store)) for folder in find_runs(Path(store))]
+    if root.is_dir():
+        names = [str(folder.relative_to(root)) for folder in find_runs(root)]
     near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5)
-    if os.path.isdir(name_or_path):
+    if candidates[0].is_dir():
         what = f"{name_or_path} is a directory, but not of a run: {CONFIG} or {EVENTS} is missing."
     else:
         what = f"there is no run {name_or_path}."

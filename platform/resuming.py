@@ -8,6 +8,7 @@ from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_syntax import write_value
 from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.journal import CONFIG, Journal
+from sftray.train_fn.places import write_whole
 
 # What a run is: settings under these are as they were at its start. All others are pace, layout, or its mirrors.
 _FIXED = (
@@ -62,9 +63,7 @@ def save_changes(run_dir: Path, resolved: Resolved, changes: Changes) -> None:
     """The new config in the run's directory, and in its events what is other than before."""
     if not changes:
         return
-    draft = run_dir / f".{CONFIG}.draft"
-    draft.write_text(dump_config(resolved), encoding="utf-8")
-    draft.replace(run_dir / CONFIG)
+    write_whole(run_dir / CONFIG, dump_config(resolved))
     journal = Journal(run_dir)
     facts = {key: [before, after] for key, (before, after) in changes.items()}
     journal.add_event("changed", journal.count_attempts(), "; ".join(describe_changes(changes)), changes=facts)

@@ -2,28 +2,26 @@
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 from sftray.train_fn.config import StoreConfig
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
+from sftray.train_fn.places import as_path
+from sftray.train_fn.store import connect_store
 
 TOKENS = "tokens"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a job
 
 
 def open_store(store: StoreConfig) -> Path:
-    """The store's folder, made if need be and known to be writable.
+    """The store's folder or its place in a bucket, made if need be and known to be writable.
 
     Raises:
         ConfigError: it is relative inside a job, whose working directory is a copy that is thrown away.
-        StoreError: it is not a folder on this machine or a shared mount, or cannot be written.
+        StoreError: it cannot be written.
     """
     if "://" in store.path:
-        raise StoreError(
-            Problem(
-                f"store.path: {store.path} is a URL, and this version keeps runs in folders only",
-                fix="store.path: a local folder, or a mount that every node has at the same place",
-            )
-        )
+        return _open_bucket(store.path)
     path = _expand_home(store.path)
     if is_job() and not path.is_absolute():
         raise ConfigError(
@@ -46,6 +44,16 @@ def open_store(store: StoreConfig) -> Path:
                 fix="store.path: a folder that this user may write, with free space",
             )
         ) from error
+    return path
+
+
+def _open_bucket(url: str) -> Path:
+    """Raises ConfigError where it is no URL of a bucket, and StoreError where that cannot be reached or written."""
+    path = as_path(url)
+    opened = connect_store(path)
+    probe = f".probe-{uuid4().hex[:12]}"
+    opened.write(probe, b"")
+    opened.delete(probe)
     return path
 
 

@@ -5,7 +5,6 @@ thread takes the signals. The workers look for a file, which reaches every node 
 """
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 from sftray.train_fn.journal import EVENTS, Journal, read_lines
+from sftray.train_fn.places import write_whole
 
 T = TypeVar("T")
 
@@ -114,9 +114,7 @@ def run_stoppable(
 
 def ask_to_stop(stop_file: Path, reason: str) -> None:
     """Whole at once, for the workers may look at any time."""
-    draft = stop_file.with_name(f"{stop_file.name}.{os.getpid()}")
-    draft.write_text(reason, encoding="utf-8")
-    draft.replace(stop_file)
+    write_whole(stop_file, reason)
 
 
 @contextlib.contextmanager

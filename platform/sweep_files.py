@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sftray.platform.run_files import read_rows
-from sftray.train_fn.checkpoint import write_flushed
 from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.places import as_path, find_bucket, write_whole
 
 SETTINGS, BASE, LEDGER = "sweep.json", "base.yaml", "trials.jsonl"
 
@@ -63,12 +63,17 @@ class TrialRecord:
 
 
 def is_sweep(folder: Path) -> bool:
-    return os.path.isfile(folder / SETTINGS) and os.path.isfile(folder / BASE)
+    return (folder / SETTINGS).is_file() and (folder / BASE).is_file()
 
 
 def find_sweep(name_or_path: str, store: str) -> Path | None:
     """The directory of a sweep, given by its path or by its name in `store`."""
-    return next((folder for folder in (Path(name_or_path), Path(store, name_or_path)) if is_sweep(folder)), None)
+    return next((folder for folder in list_candidates(name_or_path, store) if is_sweep(folder)), None)
+
+
+def list_candidates(name_or_path: str, store: str) -> list[Path]:
+    """What a word may mean: the path of a run or of a sweep, or its name in `store`."""
+    return [as_path(name_or_path), *([] if "://" in name_or_path else [as_path(store) / name_or_path])]
 
 
 def refuse_overrides(overrides: Sequence[str]) -> None:
@@ -95,9 +100,7 @@ def refuse_trial(run_dir: Path) -> None:
 
 
 def save_settings(sweep_dir: Path, settings: SweepSettings) -> None:
-    draft = sweep_dir / f".{SETTINGS}.draft"
-    write_flushed(draft, json.dumps(dataclasses.asdict(settings), indent=1, ensure_ascii=False))
-    draft.replace(sweep_dir / SETTINGS)
+    write_whole(sweep_dir / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=1, ensure_ascii=False))
 
 
 def load_settings(sweep_dir: Path) -> SweepSettings:
@@ -106,11 +109,14 @@ def load_settings(sweep_dir: Path) -> SweepSettings:
 
 def add_trial(sweep_dir: Path, record: TrialRecord) -> None:
     """Append to the ledger, flushed: a trial that has started is known whatever happens next."""
+    line = json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if (there := find_bucket(sweep_dir / LEDGER)) is not None:
+        there.change(lambda before: before + line)
+        return
     with (sweep_dir / LEDGER).open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
         torn = file.read(1) not in (b"", b"\n")
-        line = json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         file.write((b"\n" if torn else b"") + line)
         file.flush()
         os.fsync(file.fileno())

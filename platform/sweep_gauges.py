@@ -14,7 +14,7 @@ class SweepGauges(Watch):
     """Keeps the counts while the sweep runs."""
 
     def __init__(self, sweep_dir: Path) -> None:
-        super().__init__()
+        super().__init__(sweep_dir)
         self._sweep_dir = sweep_dir
         self._trials: dict[str, Watched] = {}
         self._gauge = Gauge("sftray_trials", description="trials by state", tag_keys=("sweep", "state"))

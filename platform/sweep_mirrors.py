@@ -41,7 +41,7 @@ class SweepMirrors(Watch):
     others wait and are mirrored later from their files. What became of all rows is told once, at the end."""
 
     def __init__(self, sweep_dir: Path, tracking: TrackingConfig, console: Console) -> None:
-        super().__init__()
+        super().__init__(sweep_dir)
         self._sweep_dir, self._tracking, self._console = sweep_dir, tracking, console
         self._events: dict[str, Tail] = {}
         self._under_way: list[_Mirrored] = []

@@ -63,7 +63,7 @@ class SweepProgress(Watch):
     """
 
     def __init__(self, console: Console, sweep_dir: Path, total: int) -> None:
-        super().__init__()
+        super().__init__(sweep_dir)
         self._console, self._sweep_dir, self._total = console, sweep_dir, total
         self._started = time.monotonic()
         self._trials: dict[str, Watched] = {}

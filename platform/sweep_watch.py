@@ -14,6 +14,7 @@ from sftray.platform.certainty import name_settings, write_setting
 from sftray.platform.progress import describe_event, format_loss
 from sftray.platform.sweep_files import Point, TrialRecord
 from sftray.train_fn.journal import EVENTS, METRICS
+from sftray.train_fn.looking import choose_pause
 from sftray.train_fn.tail import Row, Tail
 
 ENDS = ("finished", "pruned", "failed", "stopped", "interrupted")
@@ -27,8 +28,8 @@ _logger = logging.getLogger(__name__)
 class Watch:
     """Context manager: looks again and again in a thread, and a last time when it is left. It never raises."""
 
-    def __init__(self) -> None:
-        self._stop = threading.Event()
+    def __init__(self, sweep_dir: Path) -> None:
+        self._stop, self._pause = threading.Event(), choose_pause(sweep_dir, _LOOK_S)
         self._thread = threading.Thread(target=self._follow, name=type(self).__name__, daemon=True)
         self._said: set[str] = set()
 
@@ -44,7 +45,7 @@ class Watch:
 
     def _follow(self) -> None:
         self.guard(self.begin)
-        while not self._stop.wait(_LOOK_S):
+        while not self._stop.wait(self._pause):
             self.guard(self.look)
         self.guard(self.look)
         self.guard(self.close)

@@ -11,8 +11,10 @@ import os
 import queue
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +23,9 @@ from typing import Any
 
 from sftray.platform.wandb_process import Report
 from sftray.train_fn.config import TrackingConfig
+from sftray.train_fn.errors import StoreError
+from sftray.train_fn.local_copies import upload_folder
+from sftray.train_fn.places import find_bucket, write_whole
 
 Row = Mapping[str, Any]
 
@@ -73,6 +78,8 @@ class WandbMirror:
     ) -> None:
         self._init = init
         self._run_dir = run_dir.absolute()
+        # wandb writes on a disk only; what belongs in a bucket is put there at the end.
+        self._local = Path(tempfile.mkdtemp(prefix="sftray-wandb-")) if find_bucket(run_dir) else self._run_dir
         self._tell = tell
         self._close_seconds = close_seconds
         self._queue: queue.Queue[Row | int] = queue.Queue(QUEUE_ROWS)
@@ -111,12 +118,24 @@ class WandbMirror:
             self._process.kill()
             self._thread.join(_MARGIN_SECONDS)
         self._tell(f"W&B: {self._describe()}")
+        self._move_to_bucket()
+
+    def _move_to_bucket(self) -> None:
+        if (there := find_bucket(self._run_dir)) is None:
+            return
+        try:
+            upload_folder(self._local / FOLDER, there / FOLDER)
+        except StoreError as error:
+            self._tell(f"W&B: its files stay at {self._local} ({error.problems[0].what})")
+        else:
+            shutil.rmtree(self._local, ignore_errors=True)
 
     def _feed(self) -> None:
         """The thread: start the process, write rows to it until the end or its death, take its report."""
         try:
             run_id = load_run_id(self._run_dir)
-            self._process = _start_process(self._run_dir / FOLDER / LOG)
+            (self._local / FOLDER).mkdir(exist_ok=True)
+            self._process = _start_process(self._local / FOLDER / LOG)
         except OSError as error:
             self._report = Report(error=f"{error.filename}: {error.strerror}")
             return
@@ -131,7 +150,7 @@ class WandbMirror:
 
     def _write_rows(self, process: "subprocess.Popen[str]", run_id: str) -> None:
         assert process.stdin is not None  # it is a pipe
-        init = {**self._init, "id": run_id, "dir": str(self._run_dir)}
+        init = {**self._init, "id": run_id, "dir": str(self._local)}
         with process.stdin as pipe:
             item: Row | int = {"init": init, "finish_seconds": self._close_seconds}
             pipe.write(json.dumps(item) + "\n")
@@ -144,10 +163,12 @@ class WandbMirror:
     def _describe(self) -> str:
         report, dropped = self._report, self._given - self._report.mirrored
         sync = f"wandb sync {shlex.quote(str(report.folder))}"
+        if report.folder and find_bucket(self._run_dir) is not None:
+            sync = f"fetch {self._run_dir / FOLDER / os.path.basename(report.folder)}, and wandb sync it"
         if dropped or report.error:
             why = report.error or f"it was not ready within {self._close_seconds:g} s"
             kept = f"; to upload those kept: {sync}" if report.mirrored else ""
-            log = self._run_dir / FOLDER / LOG
+            log = self._local / FOLDER / LOG
             return f"{report.mirrored} rows mirrored, {dropped} dropped ({why}){kept}; details: {log}"
         if not report.finished:
             kept = f"not all uploaded within {self._close_seconds:g} s; to upload the rest: {sync}"
@@ -163,7 +184,7 @@ def load_run_id(run_dir: Path) -> str:
         return known
     made = f"{run_dir.name}-{secrets.token_hex(4)}"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(made, encoding="utf-8")
+    write_whole(path, made)
     return made
 
 

@@ -11,6 +11,7 @@ from sftray.platform.sweep_files import TrialRecord
 from sftray.train_fn.config_file import Resolved, dump_config
 from sftray.train_fn.errors import ClusterError, StoreError
 from sftray.train_fn.journal import CONFIG, DATA, METRICS
+from sftray.train_fn.places import write_whole
 from sftray.tune_spaces.points import apply_point
 
 ENDS = ("finished", "pruned", "failed")
@@ -34,9 +35,7 @@ def write_trial(sweep_dir: Path, resolved: Resolved, receipt: dict[str, Any]) ->
     run_dir.mkdir(exist_ok=True)
     if not (run_dir / CONFIG).exists():
         (run_dir / DATA).write_text(json.dumps(receipt, ensure_ascii=False, indent=2), encoding="utf-8")
-        draft = run_dir / f".{CONFIG}.draft"
-        draft.write_text(dump_config(resolved), encoding="utf-8")
-        draft.replace(run_dir / CONFIG)
+        write_whole(run_dir / CONFIG, dump_config(resolved))
     return run_dir
 
 

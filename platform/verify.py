@@ -4,6 +4,7 @@ import json
 import platform
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from sftray.platform.run_directory import open_store, take_run_directory
 from sftray.platform.terminal import plain
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved
+from sftray.train_fn.places import find_bucket, write_whole
 
 LOSS_TOLERANCE = 1e-6  # relative, fp32: the promise between two layouts
 CERTIFICATE = "certificate.json"
@@ -80,7 +82,8 @@ def verify_run(resolved: Resolved, label: str, options: VerifyOptions, console: 
     store = open_store(resolved.config.store)
     prepared = prepare_run(resolved.config, store, console)
     workers = count_workers(resolved.config)
-    folder = take_run_directory(store, None, f"verify-{resolved.config.name or label}")
+    kept = take_run_directory(store, None, f"verify-{resolved.config.name or label}")
+    folder = Path(tempfile.mkdtemp(prefix="sftray-verify-")) if find_bucket(kept) else kept
     config = shorten(fix_batch(resolved, "rehearsal").config, options.steps)
     proof = _Proof(Rehearsal(folder, config, prepared, workers), options, find_exemption(config))
     started = time.time()
@@ -89,8 +92,8 @@ def verify_run(resolved: Resolved, label: str, options: VerifyOptions, console: 
         checks.append(check)
         console.print(_mark(check), plain(f"{check.name}: {check.found}"), soft_wrap=True)
     facts = {**_describe_here(), "seconds": round(time.time() - started, 1), "config": config.model_dump(mode="json")}
-    certificate = Certificate(folder / CERTIFICATE, checks, {**facts, **asdict(options), "num_workers": workers})
-    certificate.path.write_text(json.dumps(certificate.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+    certificate = Certificate(kept / CERTIFICATE, checks, {**facts, **asdict(options), "num_workers": workers})
+    write_whole(certificate.path, json.dumps(certificate.to_json(), indent=1, ensure_ascii=False))
     if certificate.holds:  # what failed is left for whoever looks for the reason
         for path in folder.iterdir():
             if path.is_dir():

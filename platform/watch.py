@@ -17,6 +17,7 @@ from sftray.platform.sweep_files import find_sweep
 from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.journal import METRICS, STOP
 from sftray.train_fn.lease import look_at_lease
+from sftray.train_fn.looking import choose_pause
 from sftray.train_fn.store import connect_store
 
 _LOOK_S = 0.25
@@ -100,4 +101,4 @@ def stop_run(folder: Path, tell: Callable[[str], None]) -> Status:
 def wait_until_left(folder: Path) -> None:
     never = threading.Event()
     while is_driven(folder):
-        never.wait(_LOOK_S)
+        never.wait(choose_pause(folder, _LOOK_S))

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on sever
 # Ray reads both when it is imported: a token of this test run alone.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
+_copies = tempfile.TemporaryDirectory(prefix="sftray-copies-", ignore_cleanup_errors=True)
+os.environ["SFTRAY_CACHE"] = _copies.name  # of what stands in buckets: of this test run alone
 for _folder in ("support", "chaos"):  # spawned processes inherit it
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 

@@ -9,10 +9,9 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from sftray.train_fn.checkpoint import write_flushed
 from sftray.train_fn.distributed import share_first
+from sftray.train_fn.places import write_whole
 from sftray.train_fn.session import Session, compute_samples, evaluate_run, record, record_samples
 from sftray.train_fn.token_store import read_receipt
 
@@ -57,10 +56,5 @@ def _load(session: Session, path: Path) -> Start | None:
 
 def _save(path: Path, key: str, start: Start) -> None:
     """Whole or not at all, for runs beside this one may be looking for it."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")
     with contextlib.suppress(OSError):  # it would only have saved time
-        try:
-            write_flushed(draft, json.dumps({"key": key, "start": start}, ensure_ascii=False))
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, json.dumps({"key": key, "start": start}, ensure_ascii=False))

@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftray.train_fn.chat_render import RENDER_ERRORS
 from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.local_copies import copy_source
 
 _FOLDER = Path(__file__).parent / "assets" / "templates"
 _SHIPPED_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>")}
@@ -57,7 +58,7 @@ def _find_template(name: str) -> Path:
     shipped = _FOLDER / f"{name}.jinja"
     if name in _list_shipped():
         return shipped
-    path = Path(name).expanduser()
+    path = Path(copy_source(name)).expanduser()
     if path.is_file():
         return path
     siblings = sorted(str(other) for other in path.parent.glob("*.jinja")) if path.parent.is_dir() else []

@@ -6,7 +6,7 @@ and only if its manifest is what was written and every file has the size and the
 so is never loaded. Layout: Hugging Face's in the folder itself, so that `from_pretrained` takes it as it is; the
 trainer's state in `trainer/` as safetensors and JSON.
 
-All functions take a store, or the folder `checkpoints` of a run on this machine.
+All functions take a store, or the folder `checkpoints` of a run.
 """
 
 import hashlib
@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
+from typing import cast
 
 from safetensors import SafetensorError
 
 from sftray.train_fn.attempts import check_attempt, describe_process, dump_record, is_fenced, read_starts
-from sftray.train_fn.errors import Problem, StoreError
+from sftray.train_fn.errors import CheckpointError, Problem, StoreError
 from sftray.train_fn.journal import CHECKPOINTS
-from sftray.train_fn.store import Store
+from sftray.train_fn.places import find_bucket
+from sftray.train_fn.store import Store, connect_store
 from sftray.train_fn.store_posix import FolderStore
 
 MANIFEST = "MANIFEST.json"
@@ -63,11 +65,12 @@ class Checkpoint:
 
 def open_place(place: Store | Path) -> Store:
     """The run's store. A path is that of its folder `checkpoints`."""
-    if not isinstance(place, Path):
+    if not isinstance(place, Path) and find_bucket(place) is None:
         return place
-    if place.name != CHECKPOINTS:
+    folder = cast(Path, place)
+    if folder.name != CHECKPOINTS:
         raise ValueError(f"{place} is not the folder {CHECKPOINTS} of a run")
-    return FolderStore(place.parent)
+    return connect_store(folder.parent)
 
 
 def name_checkpoint(step: int) -> str:
@@ -228,6 +231,20 @@ def compare_files(
         elif digest is not None and digest(name) != known:
             wrong.append(f"{name} does not have the hash of its manifest")
     return wrong
+
+
+def fetch_checkpoint(place: Store | Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its files on this machine, as its manifest says.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    store = open_place(place)
+    here = Checkpoint(store.fetch(f"{CHECKPOINTS}/{checkpoint.name}", checkpoint.manifest.files), checkpoint.manifest)
+    if wrong := verify_checkpoint(here):
+        where = f"{store.place}/{CHECKPOINTS}/{checkpoint.name}"
+        raise CheckpointError(Problem(f"the checkpoint is broken: {wrong[0]}", where, fix="sftray resume the run"))
+    return here
 
 
 def find_newest(place: Store | Path) -> Checkpoint | None:

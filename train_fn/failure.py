@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sftray.train_fn.errors import DivergedError, Problem, StoreError, UserError
 from sftray.train_fn.journal import EVENTS, Journal, read_lines
+from sftray.train_fn.places import write_whole
 from sftray.train_fn.standing import Standing
 
 # partner: a collective failed because another rank is gone. frozen: the process stood still and ended itself.
@@ -119,7 +120,7 @@ def tell_failure(journal: Journal, standing: Standing) -> Iterator[None]:
         if not isinstance(error, UserError) and failure.kind != "partner":
             failure = replace(failure, file=f"crash-attempt-{standing.attempt}-rank-{standing.rank}.txt")
             with contextlib.suppress(OSError):  # a full disk is no reason to hide what filled it
-                (journal.folder / str(failure.file)).write_text(traceback.format_exc(), encoding="utf-8")
+                write_whole(journal.folder / str(failure.file), traceback.format_exc())
         if failure.kind in ("store", "memory", "bug"):
             with contextlib.suppress(OSError):
                 add_failure(journal, failure)

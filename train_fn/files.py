@@ -5,15 +5,17 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sftray.train_fn.errors import DataError, Problem
+from sftray.train_fn.errors import DataError, Problem, UserError
 from sftray.train_fn.file_kinds import FORMATS, Format, check_content, explain_empty, get_format
+from sftray.train_fn.local_copies import copy_here
+from sftray.train_fn.places import BUCKETS, as_path, find_bucket
 
 ASSETS = Path(__file__).parent / "assets"
 PRESET = "preset://"
@@ -50,8 +52,8 @@ def find_files(paths: str | Sequence[str], key: str) -> list[Path]:
     """The files that the config's `key` (such as `data.train`) names: a file, a glob, or a list of them.
 
     The order is the given one, and by name within a glob. `preset://…` is a file that ships with the package.
-    Raises `DataError` with all that is wrong: missing, a folder, a glob of nothing, an unknown extension, a
-    URL, a file named twice.
+    Raises `DataError` with all that is wrong: missing, a folder, a glob of nothing, an unknown extension,
+    a URL of another kind, a file named twice.
     """
     found: list[Path] = []
     problems: list[Problem] = []
@@ -76,11 +78,7 @@ def _match(text: str, key: str) -> list[Path] | Problem:
             return Problem(f"{key}: {text} leads out of the package", fix="name the file by its path")
         pattern = str(shipped)
     elif "://" in text:
-        return Problem(
-            f"{key}: {text} is a URL",
-            why="rows are read from local or shared paths only",
-            fix="copy the file to a path that every node can read, and name that",
-        )
+        return _match_url(text, key)
     if os.path.exists(pattern):
         return [Path(pattern)]
     if not glob.has_magic(pattern):
@@ -91,6 +89,26 @@ def _match(text: str, key: str) -> list[Path] | Problem:
         why=f"looked in {os.path.abspath(os.path.dirname(pattern))}",
         fix=f"{key}: a pattern such as data/*.jsonl, relative to where the command is run",
     )
+
+
+def _match_url(text: str, key: str) -> list[Path] | Problem:
+    if not text.startswith(BUCKETS):
+        return Problem(
+            f"{key}: {text} is a URL of a kind that is not known",
+            why=f"rows are read from paths, and from {' and '.join(BUCKETS)}",
+            fix="copy the file to a path that every node can read, or into a bucket, and name that",
+        )
+    path = as_path(text)
+    try:
+        if not glob.has_magic(path.name):
+            return [path] if path.exists() else Problem(f"{key}: no object {text}", fix=f"{key}: one that is there")
+        return sorted(path.parent.glob(path.name)) or Problem(
+            f"{key}: {text} matches no object",
+            why="of a URL only the last part may hold * and ?",
+            fix=f"{key}: a pattern such as {BUCKETS[0]}bucket/data/*.jsonl",
+        )
+    except UserError as error:
+        return error.problems[0]
 
 
 def _explain_missing(text: str, path: Path, key: str) -> Problem:
@@ -135,7 +153,7 @@ def _check_kind(path: Path, key: str) -> Problem | None:
 def _find_repeats(found: Sequence[Path], key: str) -> Iterator[Problem]:
     first: dict[str, Path] = {}
     for path in found:
-        earlier = first.setdefault(os.path.realpath(path), path)
+        earlier = first.setdefault(str(path) if find_bucket(path) else os.path.realpath(path), path)
         if earlier is not path:
             same = "" if str(earlier) == str(path) else f" (also as {earlier})"
             yield Problem(f"{key}: {path} is named twice{same}", fix=f"{key}: name each file once")
@@ -156,11 +174,13 @@ def scan_files(files: Sequence[Path], chunk_bytes: int = 8 << 20) -> Scanned:
         format = get_format(path)
         assert format is not None  # find_files has refused the others
         try:
-            if problem := check_content(path, format):
-                problems.append(problem)
+            here = copy_here(path)
+            if problem := check_content(here, format):
+                problems.append(replace(problem, where=str(path)))
                 continue
             hasher = hashlib.sha256()
-            pieces, size = _scan_file(path, format, chunk_bytes, hasher.update)
+            found, size = _scan_file(here, format, chunk_bytes, hasher.update)
+            pieces = [replace(piece, file=str(path)) for piece in found]
         except (OSError, pa.ArrowException) as error:
             problems.append(_explain_unreadable(path, error))
             continue

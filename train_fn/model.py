@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sftray.train_fn.config import ModelConfig
 from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.local_copies import copy_source
 from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing, explain_foreign, load_tokenizer
 
 # Kernels sum in different orders for different neighbours; a leak moves logits by far more than this.
@@ -29,7 +30,7 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
     else:
         assert model.name is not None
         try:
-            config = AutoConfig.from_pretrained(model.name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(copy_source(model.name), trust_remote_code=False)
         except Exception as error:  # over a broken config.json it raises anything; the problem says it
             raise ConfigError(describe_missing(model.name, "model.name", "model", error)) from error
     if getattr(config, "is_encoder_decoder", False):
@@ -153,7 +154,7 @@ def build_model(model: ModelConfig, loaded: LoadedTokenizer, device: torch.devic
         elif model.scratch is not None:
             built = AutoModelForCausalLM.from_config(config, **options)
         else:
-            built = AutoModelForCausalLM.from_pretrained(model.name, config=config, **options)
+            built = AutoModelForCausalLM.from_pretrained(copy_source(str(model.name)), config=config, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(describe_missing(str(model.name or model.scratch), "model", "model", error)) from error
     if len(loaded.tokenizer) > built.get_input_embeddings().weight.shape[0]:

@@ -21,6 +21,7 @@ from typing import Any
 from sftray.train_fn.config import DataConfig, ModelConfig
 from sftray.train_fn.errors import ClusterError, DataError, Problem, StoreError
 from sftray.train_fn.files import Chunk, find_files, scan_files
+from sftray.train_fn.places import as_path, write_whole
 from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt, SplitReceipt
 from sftray.train_fn.token_store import RECEIPT, Split, find_overlap, make_draft, publish_draft, read_receipt
@@ -88,10 +89,13 @@ def prepare_tokens(
                 "overlap": find_overlap(draft, scan["files"]),
                 "preparation": _measure(done, total, started),
             }
-            (draft / RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False, indent=2), encoding="utf-8")
+            write_whole(draft / RECEIPT, json.dumps(receipt, ensure_ascii=False, indent=2))
             return Prepared(publish_draft(draft, root, key), receipt, reused=False)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            if draft != root / key:
+                shutil.rmtree(draft, ignore_errors=True)
+    except StoreError:  # a bucket's, which says it itself
+        raise
     except OSError as error:  # the readers have their own errors for the input: this one is the store's
         raise StoreError(_describe_refusal(root / key, error)) from error
 
@@ -195,7 +199,7 @@ def _describe_nothing(train: SplitReceipt, validation: SplitReceipt, data: DataC
 
 def map_on_cores(tasks: Sequence[ChunkTask]) -> Iterable[ChunkReceipt]:
     """Run the tasks here, in processes of their own where the data is large enough to pay for them."""
-    num_bytes = sum(Path(name).stat().st_size for name in {task.chunk.file for task in tasks})
+    num_bytes = sum(as_path(name).stat().st_size for name in {task.chunk.file for task in tasks})
     processes = min(len(tasks), len(os.sched_getaffinity(0)))
     if processes < 2 or num_bytes < _POOL_ABOVE_BYTES:
         return [prepare_chunk(task) for task in tasks]

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from sftray.train_fn.chat import ChatFormat, Encoded, build_chat_format
 from sftray.train_fn.config import DataConfig, ModelConfig
 from sftray.train_fn.errors import Problem
 from sftray.train_fn.files import Chunk
+from sftray.train_fn.local_copies import upload_folder
+from sftray.train_fn.places import as_path, find_bucket
 from sftray.train_fn.receipt import ChunkReceipt, SplitReceipt
 from sftray.train_fn.rows import Conversation, read_chunk
 from sftray.train_fn.token_store import SCHEMA, Split, SplitWriter
@@ -49,11 +52,21 @@ def _load_format(model_json: str, train_on: Literal["all", "last"], key: str) ->
 
 def prepare_chunk(task: ChunkTask) -> ChunkReceipt:
     """Prepare one chunk: write its Arrow files into the task's folder; count bad rows, raise for none."""
+    target = find_bucket(as_path(task.folder))
+    if target is None:
+        return _prepare_into(Path(task.folder), task)
+    with tempfile.TemporaryDirectory(prefix="sftray-") as folder:
+        receipt = _prepare_into(Path(folder), task)
+        upload_folder(Path(folder), target)
+    return receipt
+
+
+def _prepare_into(folder: Path, task: ChunkTask) -> ChunkReceipt:
     chat_format = _load_format(task.model.model_dump_json(), task.data.train_on, task.key)
     receipt = ChunkReceipt(order=(task.split, task.index), process_id=os.getpid())
     names: list[Split] = ["train", "validation"] if isinstance(task.data.validation, float) else [task.split]
     receipt.splits = {name: SplitReceipt() for name in names}
-    writers = {name: SplitWriter(Path(task.folder) / f"{name}-{task.index:05d}.arrow") for name in names}
+    writers = {name: SplitWriter(folder / f"{name}-{task.index:05d}.arrow") for name in names}
     for conversations, results in _encode_ahead(chat_format, _read_batches(task.chunk, receipt)):
         columns: dict[Split, dict[str, list[Any]]] = {name: {field: [] for field in SCHEMA.names} for name in names}
         for conversation, encoded in zip(conversations, results, strict=True):

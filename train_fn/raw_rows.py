@@ -16,6 +16,8 @@ from sftray.train_fn.errors import DataError, Problem
 from sftray.train_fn.file_kinds import BOM
 from sftray.train_fn.files import Chunk
 from sftray.train_fn.json_lines import RawRow, parse_line
+from sftray.train_fn.local_copies import copy_here
+from sftray.train_fn.places import as_path
 
 _CELL_CHARS = 1 << 27  # of one CSV cell: a quote that is never closed must not take in a whole file
 _BATCH_BYTES = 4 << 20  # of Parquet rows decoded at once
@@ -32,7 +34,7 @@ def read_raw(chunk: Chunk, columns: Collection[str]) -> Iterator[RawRow | Proble
         DataError: the file cannot be opened or read.
     """
     try:
-        with open(chunk.file, "rb") as stream:
+        with copy_here(as_path(chunk.file)).open("rb") as stream:
             if chunk.format == "csv":
                 yield from _read_csv(chunk, stream)
             elif chunk.format == "parquet":

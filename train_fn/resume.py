@@ -20,6 +20,7 @@ from sftray.train_fn.checkpoint import (
 )
 from sftray.train_fn.cleanup import clear_unpublished
 from sftray.train_fn.journal import CHECKPOINTS
+from sftray.train_fn.places import find_bucket
 from sftray.train_fn.store import Store
 
 
@@ -77,19 +78,22 @@ def set_aside(store: Store, name: str, wrong: list[str]) -> bool:
     return True
 
 
-def adopt_checkpoint(source: Checkpoint, root: Path, run: str, least: int) -> Checkpoint | None:
+def adopt_checkpoint(source: Checkpoint, donor: Path, root: Path, run: str, least: int) -> Checkpoint | None:
     """Go on from a checkpoint of another run, as an attempt of its own; those that stood here are deleted.
 
     Args:
-        root: the folder `checkpoints` of the run that adopts.
+        donor: the folder `checkpoints` of the run that has it.
+        root: that of the run that adopts.
 
     Returns:
         None where the source is not whole; then nothing has changed.
     """
-    with tempfile.TemporaryDirectory(prefix=".adopting-", dir=root.parent, ignore_cleanup_errors=True) as scratch:
+    near = None if find_bucket(root) else root.parent  # on the same disk, where that is the store's
+    with tempfile.TemporaryDirectory(prefix=".adopting-", dir=near, ignore_cleanup_errors=True) as scratch:
         copy = Checkpoint(Path(scratch, source.name), source.manifest)
         with contextlib.suppress(OSError, shutil.Error):  # it may vanish meanwhile: then it is not whole
-            shutil.copytree(source.folder, copy.folder)
+            here = open_place(donor).fetch(f"{CHECKPOINTS}/{source.name}", source.manifest.files)
+            shutil.copytree(here, copy.folder)
         if verify_checkpoint(copy):
             return None
         store = open_place(root)
@@ -99,7 +103,7 @@ def adopt_checkpoint(source: Checkpoint, root: Path, run: str, least: int) -> Ch
 
         def move(folder: Path) -> None:
             for path in copy.folder.iterdir():
-                path.rename(folder / path.name)
+                shutil.move(path, folder / path.name)
 
         adopted = commit_checkpoint(store, replace(source.manifest, attempt=attempt), move)
     for name in (name for name, _ in read_manifests(store) if name != adopted.name):

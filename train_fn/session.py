@@ -21,7 +21,7 @@ from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all
 from sftray.train_fn.errors import StoreError
 from sftray.train_fn.evaluation import evaluate, plan_evaluation
-from sftray.train_fn.journal import CHECKPOINTS, Journal
+from sftray.train_fn.journal import Journal
 from sftray.train_fn.ledger import START
 from sftray.train_fn.loader import FixedSampler, RunPlan, build_loader
 from sftray.train_fn.loop import StepResult
@@ -35,6 +35,7 @@ from sftray.train_fn.saver import Saver
 from sftray.train_fn.snapshot import Buffers, Snapshot, take_snapshot, write_snapshot
 from sftray.train_fn.spike import SpikeWatch
 from sftray.train_fn.step import Trainer
+from sftray.train_fn.store import Store
 from sftray.train_fn.token_store import TokenStore, read_receipt
 from sftray.train_fn.tokenizer import LoadedTokenizer
 from sftray.train_fn.trainer import Place
@@ -55,6 +56,7 @@ class Session:
     train: TokenStore
     validation: TokenStore
     journal: Journal
+    store: Store
     attempt: int
     config_hash: str
     report: Callable[[dict[str, float], Path | None], None]
@@ -74,10 +76,6 @@ class Session:
     @property
     def is_first(self) -> bool:
         return self.place.rank == 0
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.journal.folder / CHECKPOINTS
 
 
 def evaluate_run(session: Session) -> dict[str, float]:
@@ -222,10 +220,10 @@ def _commit(session: Session, snapshot: Snapshot, val_loss: float | None, stall:
     session.journal.write_waiting()  # what has led to this step is part of what must not be lost
     model, tokenizer = session.trainer.model, session.loaded.tokenizer
     checkpoint = commit_checkpoint(
-        session.checkpoints, manifest, lambda folder: write_snapshot(folder, snapshot, model, tokenizer)
+        session.store, manifest, lambda folder: write_snapshot(folder, snapshot, model, tokenizer)
     )
     session.trusted.add(checkpoint.name)
-    prune_checkpoints(session.checkpoints, session.attempt, session.config.store.keep_checkpoints, session.trusted)
+    prune_checkpoints(session.store, session.attempt, session.config.store.keep_checkpoints, session.trusted)
     save, stall = round(time.perf_counter() - started, 3), round(stall, 3)
     facts = {"step": checkpoint.step, "stall_seconds": stall, "save_seconds": save}
     session.journal.add_event("checkpoint", session.attempt, "", **facts)

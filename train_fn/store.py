@@ -4,7 +4,7 @@ All that is written twice by two processes at once, or must survive the death of
 checkpoints, the numbers of attempts, the lease. It promises little, so that a folder and a bucket can both keep it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -74,8 +74,8 @@ class Store(Protocol):
     def locate(self, folder: str) -> Path:
         """Where on this machine a folder is, or would be once fetched."""
 
-    def fetch(self, folder: str, files: Iterable[str]) -> Path:
-        """`locate(folder)`, with these of its files in it; those that are missing are left out."""
+    def fetch(self, folder: str, files: Mapping[str, tuple[int, str]]) -> Path:
+        """`locate(folder)`, with these files in it, by name: bytes and sha256; what is missing is left out."""
 
 
 def name_claim(folder: str) -> str:

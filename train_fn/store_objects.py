@@ -2,14 +2,17 @@
 and of a file that is put last."""
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from sftray.train_fn.errors import Problem, StoreError
+from sftray.train_fn.local_copies import get_cache, keep_copy
 from sftray.train_fn.store import name_claim
+from sftray.train_fn.store_posix import FolderStore
 
 _UPLOADS = 4  # so often a file is sent that the bucket says it has, and has not
 
@@ -78,7 +81,9 @@ class ObjectStore:
             self.bucket.delete(f"{folder}/{path}")
 
     def stage(self, draft: str) -> Path:
-        path = self.locate(f"staged/{draft}")
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="sftray-", ignore_cleanup_errors=True)
+        path = Path(self._scratch.name, draft)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
@@ -127,16 +132,26 @@ class ObjectStore:
         shutil.rmtree(staged, ignore_errors=True)
 
     def locate(self, folder: str) -> Path:
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="sftray-", ignore_cleanup_errors=True)
-        return Path(self._scratch.name, folder)
+        return get_cache() / self._name_copy(folder) / folder.rsplit("/", 1)[-1]
 
-    def fetch(self, folder: str, files: Iterable[str]) -> Path:
+    def _name_copy(self, folder: str) -> str:
+        return hashlib.sha256(f"{self.place}/{folder}".encode()).hexdigest()[:24]
+
+    def fetch(self, folder: str, files: Mapping[str, tuple[int, str]]) -> Path:
+        """A copy that is here already is taken where it is what `files` say: all processes of a machine share it."""
         path = self.locate(folder)
-        shutil.rmtree(path.parent, ignore_errors=True)  # what was fetched before from beside it
-        for name in files:
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            self.bucket.download(f"{folder}/{name}", path / name)
+
+        def download(copy: Path) -> None:
+            for name in files:
+                target = copy / path.name / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.bucket.download(f"{folder}/{name}", target)
+
+        def is_right(copy: Path) -> bool:
+            here = FolderStore(copy / path.name)
+            return all(here.digest(name) == digest for name, (_, digest) in files.items())
+
+        keep_copy(self._name_copy(folder), download, is_right)
         return path
 
 

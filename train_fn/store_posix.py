@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -121,7 +121,7 @@ class FolderStore:
     def locate(self, folder: str) -> Path:
         return self.root / folder
 
-    def fetch(self, folder: str, files: Iterable[str]) -> Path:
+    def fetch(self, folder: str, files: Mapping[str, tuple[int, str]]) -> Path:
         return self.root / folder
 
 

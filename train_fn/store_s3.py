@@ -1,24 +1,21 @@
-"""Buckets over HTTP: S3 and what speaks like it, and Google's.
+"""The services that keep buckets: S3 and what speaks like it, and Google's.
 
-pyarrow lists, reads and streams. It has no way to put an object only where there is none, so that one request, and
-the removal that leaves no marks behind, are made by the service's own package.
+pyarrow has no way to put an object only where there is none or where it has not changed, so those requests, and the
+removal that leaves no marks behind, are made by the service's own package.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import fs
 
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
-from sftray.train_fn.patience import Patience, try_patiently
+from sftray.train_fn.patience import Patience
+from sftray.train_fn.store_http import HttpBucket, Service
 from sftray.train_fn.store_objects import ObjectStore
 
-T = TypeVar("T")
-_PIECE = 8 * 2**20  # bytes sent or read at once
 _CONNECT_S, _ANSWER_S = 10, 60
 _OPTIONS = {"endpoint_override", "region"}
 # Words of pyarrow's errors, which have no other mark, for what may pass by itself.
@@ -26,128 +23,15 @@ _PASSING = re.compile(
     r"HTTP status (?:408|429|5\d\d)|curlCode|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION|INTERNAL_FAILURE"
     r"|SERVICE_UNAVAILABLE|REQUEST_TIME_TOO_SKEWED|[Tt]imed? ?out|Connection (?:reset|refused)"
 )
-_RIGHTS = re.compile(
-    r"Expired|Access ?Denied|EXPIRED|ACCESS_DENIED|InvalidAccessKey|INVALID_ACCESS_KEY|Signature|[Cc]redentials"
-)
-
-
-class HttpBucket:
-    """Args:
-    root: bucket and prefix, as pyarrow writes them.
-    create: puts a key unless there is one; False where there is.
-    delete: removes a key; none is fine.
-    """
-
-    def __init__(
-        self,
-        place: str,
-        filesystem: Any,
-        root: str,
-        create: Callable[[str, bytes], bool],
-        delete: Callable[[str], None],
-        is_transient: Callable[[Exception], bool],
-        patience: Patience,
-    ) -> None:
-        self.place = place
-        self._fs, self._root = filesystem, root
-        self._create, self._delete = create, delete
-        self._is_transient, self._patience = is_transient, patience
-
-    def list(self, prefix: str) -> dict[str, int]:
-        folder = prefix.rpartition("/")[0]
-        base = f"{self._root}/{folder}" if folder else self._root
-        selector = fs.FileSelector(base, allow_not_found=True, recursive=True)
-        found = self._try("listed", prefix, lambda: self._fs.get_file_info(selector))
-        keys = {info.path.removeprefix(f"{self._root}/"): info.size for info in found if info.is_file}
-        return {key: size for key, size in keys.items() if key.startswith(prefix)}
-
-    def get(self, key: str) -> bytes | None:
-        return self._try("read", key, lambda: b"".join(self._stream(key)), missing=None)
-
-    def digest(self, key: str) -> str | None:
-        def compute() -> str:
-            digest = hashlib.sha256()
-            for piece in self._stream(key):
-                digest.update(piece)
-            return digest.hexdigest()
-
-        return self._try("read", key, compute, missing=None)
-
-    def put(self, key: str, data: bytes) -> None:
-        def put() -> None:
-            with self._open(key) as stream:
-                stream.write(data)
-
-        self._try("written", key, put)
-
-    def create(self, key: str, data: bytes) -> bool:
-        return self._try("written", key, lambda: self._create(f"{self._root}/{key}", data))
-
-    def delete(self, key: str) -> None:
-        self._try("removed", key, lambda: self._delete(f"{self._root}/{key}"))
-
-    def upload(self, path: Path, key: str) -> None:
-        def upload() -> None:
-            with path.open("rb") as file, self._open(key) as stream:
-                while piece := file.read(_PIECE):
-                    stream.write(piece)
-
-        self._try("written", key, upload)
-
-    def download(self, key: str, path: Path) -> None:
-        def download() -> None:
-            pieces = self._stream(key)
-            first = next(pieces, b"")
-            with path.open("wb") as file:
-                file.write(first)
-                file.writelines(pieces)
-
-        self._try("read", key, download, missing=None)
-
-    def _open(self, key: str) -> Any:
-        return self._fs.open_output_stream(f"{self._root}/{key}", compression=None)
-
-    def _stream(self, key: str) -> Any:
-        with self._fs.open_input_stream(f"{self._root}/{key}", compression=None) as stream:
-            while piece := stream.read(_PIECE):
-                yield piece
-
-    def _try(self, act: str, key: str, what: Callable[[], T], **missing: Any) -> T:
-        """`what()`, tried again where that may help. `missing=…`: what stands for an object that is not there."""
-        try:
-            return try_patiently(what, self._is_transient, self._patience)
-        except FileNotFoundError as error:
-            if missing:
-                return missing["missing"]  # type: ignore[no-any-return]
-            raise StoreError(self._describe(act, key, error)) from error
-        except StoreError:
-            raise
-        except Exception as error:
-            if not _is_of_storage(error):
-                raise
-            raise StoreError(self._describe(act, key, error)) from error
-
-    def _describe(self, act: str, key: str, error: Exception) -> Problem:
-        fixes = {
-            True: "give new credentials, or the right to list, read, write and delete below store.path",
-            False: "see that the service answers and that the bucket exists; then sftray resume the run",
-        }
-        said = " ".join(str(error).split())[:300]
-        tried = f", though that was tried {self._patience.tries} times" if self._is_transient(error) else ""
-        return Problem(
-            f"{key.rsplit('/', 1)[-1] or key} cannot be {act}{tried}",
-            where=f"{self.place}/{key}",
-            why=said,
-            fix=fixes[bool(_RIGHTS.search(said))],
-        )
-
-
-def _is_of_storage(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in {"botocore", "boto3", "google"}
 
 
 def connect_bucket(url: str, patience: Patience) -> ObjectStore:
     """The store at `s3://…` or `gs://…`. Raises what `connect_store` raises."""
+    return ObjectStore(open_bucket(url, patience))
+
+
+def open_bucket(url: str, patience: Patience) -> HttpBucket:
+    """The objects below a URL. Raises what `connect_store` raises."""
     parts = urlsplit(url)
     options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     root = f"{parts.netloc}{parts.path}".rstrip("/")
@@ -158,19 +42,25 @@ def connect_bucket(url: str, patience: Patience) -> ObjectStore:
         raise ConfigError(
             Problem(f"store.path: {what}", fix="a folder, s3://bucket/prefix?region=name&endpoint_override=http://…")
         )
-    return ObjectStore(_KINDS[parts.scheme](place, root, options, patience))
+    service = _connect(parts.scheme, parts.netloc, options.get("endpoint_override"), options.get("region"))
+    return HttpBucket(place, service, root, patience)
 
 
-def build_s3(place: str, root: str, options: Mapping[str, str], patience: Patience) -> HttpBucket:
+@lru_cache(maxsize=64)
+def _connect(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> Service:
+    """Once in a process: connecting costs tenths of a second, and both packages may be used by many threads."""
+    return _KINDS[scheme](bucket, endpoint, region)
+
+
+def build_s3(bucket: str, endpoint: str | None, region: str | None) -> Service:
     try:
         import boto3
         from botocore.config import Config
     except ImportError as error:
-        raise StoreError(_describe_missing("boto3", "s3", place)) from error
-    endpoint, region = options.get("endpoint_override"), options.get("region")
-    address = urlsplit(endpoint if endpoint and "://" in endpoint else f"https://{endpoint}") if endpoint else None
+        raise StoreError(_describe_missing("boto3", "s3", f"s3://{bucket}")) from error
+    address = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}") if endpoint else None
     filesystem = fs.S3FileSystem(
-        region=region or (boto3.session.Session().region_name or fs.resolve_s3_region(root.split("/")[0])),
+        region=region or (boto3.session.Session().region_name or fs.resolve_s3_region(bucket)),
         scheme=address.scheme if address else "https",
         endpoint_override=address.netloc if address else None,
         connect_timeout=_CONNECT_S,
@@ -192,22 +82,46 @@ def build_s3(place: str, root: str, options: Mapping[str, str], patience: Patien
             s3={"addressing_style": "path"} if address else {},
         ),
     )
+    return _wrap_client(filesystem, client)
 
-    def create(key: str, data: bytes) -> bool:
+
+def _wrap_client(filesystem: Any, client: Any) -> Service:
+    def put(key: str, data: bytes, **condition: str) -> bool:
         bucket, _, name = key.partition("/")
         try:
-            client.put_object(Bucket=bucket, Key=name, Body=data, IfNoneMatch="*")
+            client.put_object(Bucket=bucket, Key=name, Body=data, **condition)
         except client.exceptions.ClientError as error:
-            if _read_status(error) == 412:
+            if _read_status(error) == 412 or ("IfMatch" in condition and _read_status(error) == 404):
                 return False
             raise
         return True
+
+    def read(key: str) -> tuple[bytes, str]:
+        bucket, _, name = key.partition("/")
+        try:
+            found = client.get_object(Bucket=bucket, Key=name)
+            return found["Body"].read(), found["ETag"]
+        except client.exceptions.NoSuchKey as error:
+            raise FileNotFoundError(key) from error
+
+    def list_marks(prefix: str) -> dict[str, str]:
+        bucket, _, name = prefix.partition("/")
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=name)
+        return {f"{bucket}/{found['Key']}": found["ETag"] for page in pages for found in page.get("Contents", ())}
 
     def delete(key: str) -> None:
         bucket, _, name = key.partition("/")
         client.delete_object(Bucket=bucket, Key=name)
 
-    return HttpBucket(place, filesystem, root, create, delete, _may_pass, patience)
+    return Service(
+        filesystem,
+        create=lambda key, data: put(key, data, IfNoneMatch="*"),
+        delete=delete,
+        read=read,
+        replace=lambda key, data, version: put(key, data, IfMatch=version),
+        list_marks=list_marks,
+        may_pass=_may_pass,
+    )
 
 
 def _read_status(error: Exception) -> int:
@@ -227,25 +141,36 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, HTTPClientError) or (isinstance(error, OSError) and bool(_PASSING.search(str(error))))
 
 
-def build_gcs(place: str, root: str, options: Mapping[str, str], patience: Patience) -> HttpBucket:
+def build_gcs(bucket: str, endpoint: str | None, region: str | None) -> Service:
     """Google's own interface: that of S3 which it offers too does not know If-None-Match."""
     try:
         from google.api_core import exceptions
         from google.cloud import storage
     except ImportError as error:
-        raise StoreError(_describe_missing("google-cloud-storage", "gcs", place)) from error
+        raise StoreError(_describe_missing("google-cloud-storage", "gcs", f"gs://{bucket}")) from error
     client = storage.Client()
 
     def find(key: str) -> Any:
         bucket, _, name = key.partition("/")
         return client.bucket(bucket).blob(name)
 
-    def create(key: str, data: bytes) -> bool:
+    def put(key: str, data: bytes, generation: int) -> bool:
         try:
-            find(key).upload_from_string(data, if_generation_match=0)
-        except exceptions.PreconditionFailed:
+            find(key).upload_from_string(data, if_generation_match=generation)
+        except (exceptions.PreconditionFailed, exceptions.NotFound):
             return False
         return True
+
+    def read(key: str) -> tuple[bytes, str]:
+        blob = find(key)
+        try:
+            return blob.download_as_bytes(), str(blob.generation)
+        except exceptions.NotFound as error:
+            raise FileNotFoundError(key) from error
+
+    def list_marks(prefix: str) -> dict[str, str]:
+        bucket, _, name = prefix.partition("/")
+        return {f"{bucket}/{blob.name}": str(blob.generation) for blob in client.list_blobs(bucket, prefix=name)}
 
     def delete(key: str) -> None:
         try:
@@ -257,7 +182,15 @@ def build_gcs(place: str, root: str, options: Mapping[str, str], patience: Patie
         code = getattr(error, "code", None)
         return (isinstance(code, int) and (code in (408, 429) or code >= 500)) or bool(_PASSING.search(str(error)))
 
-    return HttpBucket(place, fs.GcsFileSystem(), root, create, delete, may_pass, patience)
+    return Service(
+        fs.GcsFileSystem(),
+        create=lambda key, data: put(key, data, 0),
+        delete=delete,
+        read=read,
+        replace=lambda key, data, version: put(key, data, int(version)),
+        list_marks=list_marks,
+        may_pass=may_pass,
+    )
 
 
 _KINDS = {"s3": build_s3, "gs": build_gcs}

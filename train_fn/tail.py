@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sftray.train_fn.bucket_path import BucketPath
+from sftray.train_fn.places import find_bucket
+
 Row = Mapping[str, Any]
 
 _logger = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ class Tail:
         self._path = path
         self._inode = -1
         self._offset = 0
+        self._mark: str | None = None  # of an object
         self._seen: set[int] = set()
 
     def read(self) -> list[Row]:
@@ -34,6 +38,8 @@ class Tail:
         return [row for line in lines if (row := self._parse(line)) is not None]
 
     def _read_lines(self) -> list[bytes]:
+        if (there := find_bucket(self._path)) is not None:
+            return self._read_object(there)
         with self._path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_ino != self._inode or status.st_size < self._offset:
@@ -43,6 +49,14 @@ class Tail:
         whole = block[: block.rfind(b"\n") + 1]  # a torn last line waits for its end
         self._offset += len(whole)
         return whole.split(b"\n")[:-1]
+
+    def _read_object(self, there: BucketPath) -> list[bytes]:
+        """All lines, where the object is not the one of the last look: which are new is told by `_parse`."""
+        mark = there.get_mark()
+        if mark is None or mark == self._mark:
+            return []
+        self._mark, block = mark, there.read_bytes()
+        return block[: block.rfind(b"\n") + 1].split(b"\n")[:-1]
 
     def _parse(self, line: bytes) -> Row | None:
         key = hash(line)

@@ -21,6 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sftray.train_fn.batch import Example
+from sftray.train_fn.local_copies import copy_here
+from sftray.train_fn.places import find_bucket
 
 Split = Literal["train", "validation"]
 RECEIPT = "data.json"
@@ -38,12 +40,15 @@ _STALE_SECONDS = 24 * 3600
 
 
 class TokenStore:
-    """One split of a store as a map-style data set. Picklable: a copy opens the files anew."""
+    """One split of a store as a map-style data set. Picklable: a copy opens the files anew.
+
+    Of a store in a bucket there is one copy on each machine, for all its processes.
+    """
 
     def __init__(self, folder: Path, split: Split) -> None:
         self.folder, self.split = folder, split
         self._batches: list[pa.RecordBatch] = []
-        for path in sorted(folder.glob(f"{split}-*.arrow")):
+        for path in sorted(copy_here(folder).glob(f"{split}-*.arrow")):
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             self._batches.extend(reader.get_batch(i) for i in range(reader.num_record_batches))
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
@@ -128,7 +133,13 @@ class SplitWriter:
 
 
 def make_draft(root: Path, key: str) -> Path:
-    """A folder of this process's own to prepare into; drafts left by dead processes for a day are removed."""
+    """A folder of this process's own to prepare into; drafts left by dead processes for a day are removed.
+
+    In a bucket it is the store itself, which is none before its receipt is there: whoever prepares the same key puts
+    the same files, byte by byte.
+    """
+    if find_bucket(root) is not None:
+        return root / key
     root.mkdir(parents=True, exist_ok=True)
     for old in root.glob(".draft-*"):
         with contextlib.suppress(FileNotFoundError):  # its owner has just published it
@@ -142,6 +153,8 @@ def make_draft(root: Path, key: str) -> Path:
 def publish_draft(draft: Path, root: Path, key: str) -> Path:
     """Make a finished draft the store of `key`, in one rename; who comes second uses the first one's."""
     final = root / key
+    if draft == final:
+        return final
     try:
         draft.rename(final)
     except OSError:

@@ -8,6 +8,7 @@ from typing import Any
 from sftray.train_fn.chat_template import ensure_template
 from sftray.train_fn.config import ModelConfig
 from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.local_copies import copy_source
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"quickstart": ASSETS / "quickstart" / "tokenizer"}
@@ -39,7 +40,7 @@ def load_tokenizer(model: ModelConfig) -> LoadedTokenizer:
     assert name is not None  # the config has one of the two
     key = "model.tokenizer" if model.tokenizer else "model.name"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED.get(name, name)), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(copy_source(str(SHIPPED.get(name, name))), trust_remote_code=False)
     except Exception as error:  # over broken files it raises anything, Exception itself too; the problem says it
         raise ConfigError(describe_missing(name, key, "tokenizer", error)) from error
     if not tokenizer.is_fast:

@@ -12,6 +12,7 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from typing import Literal
 from sftray.train_fn.attempts import find_newest_attempt
 from sftray.train_fn.errors import StoreError
 from sftray.train_fn.journal import Journal
+from sftray.train_fn.places import write_whole
 from sftray.train_fn.standing import Phase, Standing
 from sftray.train_fn.store import connect_store
 
@@ -166,11 +168,14 @@ def name_stacks(standing: Standing) -> str:
 def save_stacks(folder: Path, standing: Standing, said: str) -> None:
     """All threads of this process, each from its innermost call outwards."""
     path = folder / name_stacks(standing)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         file.write(f"rank {standing.rank}: {said}\n\n")
         file.flush()
         faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        stacks = file.read()
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, stacks)
 
 
 def _leave_word(journal: Journal, standing: Standing, said: str) -> None:

@@ -1,10 +1,12 @@
 """The worker function: what Ray Train runs on every worker. The only module here that imports ray.train."""
 
 import contextlib
+import functools
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +16,29 @@ from torch import nn
 
 from sftray.train_fn.batch import Batch
 from sftray.train_fn.before import run_before
+from sftray.train_fn.checkpoint import fetch_checkpoint
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.distributed import gather_all, share_first
 from sftray.train_fn.door import DDP_SETTINGS, Door
-from sftray.train_fn.errors import UserError
+from sftray.train_fn.errors import StoreError, UserError
 from sftray.train_fn.failure import describe_failure, find_last_failure, read_events, tell_failure
 from sftray.train_fn.gauges import Gauges
 from sftray.train_fn.journal import CHECKPOINTS, Journal
 from sftray.train_fn.ledger import START
 from sftray.train_fn.loader import PlannedSampler, build_loader
+from sftray.train_fn.looking import watch_for
 from sftray.train_fn.loop import train_steps
 from sftray.train_fn.memory import reset_peak
 from sftray.train_fn.model import count_parameters
+from sftray.train_fn.places import as_path, name_storage
 from sftray.train_fn.resume import Beginning, begin_attempt
 from sftray.train_fn.rng import restore_rng, seed_rng
 from sftray.train_fn.saver import PATIENCE_S
 from sftray.train_fn.session import Session, after_step, build_saver, compute_samples, record_samples
 from sftray.train_fn.standing import Standing
 from sftray.train_fn.step import Trainer
+from sftray.train_fn.store import Store, connect_store
+from sftray.train_fn.store_posix import FolderStore
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import load_tokenizer
 from sftray.train_fn.trainer import Place, build_run_plan, build_trainer
@@ -65,13 +72,19 @@ def train_worker(job: dict[str, Any], door: Door | None = None) -> dict[str, Any
         WorkerFailed: with `door` None, in place of any error: what is known of it.
     """
     config = RunConfig.model_validate(job["config"])
-    is_alone, door = door is not None, door or open_ray(job.get("register", True))
-    journal = Journal(Path(job["run_dir"]), patient=True)
+    run_dir = as_path(job["run_dir"])
+    is_alone, door = door is not None, door or open_ray(run_dir if job.get("register", True) else None)
+    journal = Journal(run_dir, patient=True)
     standing = Standing(door.place.rank, door.place.world_size, journal.count_attempts() + 1)
     telling = contextlib.nullcontext() if is_alone else tell_failure(journal, standing)
     gauges = Gauges(job.get("label", journal.folder.name))
     with telling, run_watchdog(standing, journal, build_fuses(job, config)), gauges:
-        outcome = run_recipe(job, config, door, journal, standing, gauges)
+        try:
+            outcome = run_recipe(job, config, door, journal, standing, gauges)
+        except BaseException:
+            with contextlib.suppress(StoreError):  # what ended it is what matters
+                journal.write_waiting()
+            raise
         journal.write_waiting()
     return outcome
 
@@ -90,11 +103,13 @@ def run_recipe(
     reset_peak(place.device)
 
     # 1. Data and tokenizer.
-    train, validation = TokenStore(Path(job["tokens"]), "train"), TokenStore(Path(job["tokens"]), "validation")
+    tokens = as_path(job["tokens"])
+    train, validation = TokenStore(tokens, "train"), TokenStore(tokens, "validation")
     loaded = load_tokenizer(config.model)
 
     # 2. Model, optimizer and scaler: from the newest checkpoint that is whole, if there is one.
-    beginning = begin_run(job, journal, place.rank)
+    store = connect_store(journal.folder)
+    beginning = begin_run(job, journal, store, place.rank)
     newest, start_step, standing.attempt = beginning.newest, beginning.start_step, beginning.attempt
     trainer, state = build_trainer(config, loaded, place, newest)
 
@@ -117,6 +132,7 @@ def run_recipe(
         train=train,
         validation=validation,
         journal=journal,
+        store=store,
         attempt=attempt,
         config_hash=job["config_hash"],
         report=door.report,
@@ -132,7 +148,7 @@ def run_recipe(
 
     # 5. Before the first step.
     if start_step == 0:
-        run_before(session, Path(job["before"]) if job.get("before") else None)
+        run_before(session, as_path(job["before"]) if job.get("before") else None)
 
     # 6. The steps.
     seed_rng(config.train.seed, place.rank)
@@ -198,25 +214,28 @@ def build_look(is_first: bool) -> Callable[[], bool]:
 
 def build_stop(job: dict[str, Any], rank: int) -> Callable[[], bool]:
     """Whether this rank asks all to save and stop: at the deadline, or, rank 0, when a stop file is there."""
-    deadline, stop_files = job["deadline"], job.get("stop_files", ())
+    deadline = job["deadline"]
+    is_asked = watch_for(as_path(place) for place in job.get("stop_files", ())) if rank == 0 else lambda: False
 
     def wants_stop() -> bool:
         if deadline is not None and time.time() >= deadline:
             return True
-        return rank == 0 and any(map(os.path.exists, stop_files))
+        return is_asked()
 
     return wants_stop
 
 
-def begin_run(job: dict[str, Any], journal: Journal, rank: int) -> Beginning:
-    """The number of this attempt and where it begins, as rank 0 found it, on every rank."""
+def begin_run(job: dict[str, Any], journal: Journal, store: Store, rank: int) -> Beginning:
+    """The number of this attempt and where it begins, as rank 0 found it, on every rank; the files are at hand."""
     beginning = None
     if rank == 0:
         least = journal.count_attempts() + 1
-        beginning = begin_attempt(journal.folder / CHECKPOINTS, journal.folder.name, job.get("owner"), least)
+        beginning = begin_attempt(store, journal.folder.name, job.get("owner"), least)
     found = share_first(beginning)
     assert found is not None  # rank 0 has it
-    return found
+    if rank == 0 or found.newest is None or isinstance(store, FolderStore):
+        return found
+    return replace(found, newest=fetch_checkpoint(store, found.newest))
 
 
 def record_attempt(journal: Journal, trainer: Trainer, beginning: Beginning, total_steps: int) -> None:
@@ -235,11 +254,11 @@ def record_attempt(journal: Journal, trainer: Trainer, beginning: Beginning, tot
         journal.add_event("running", attempt, why, step=start_step, pids=pids, nodes=nodes, **size)
 
 
-def open_ray(registers: bool = True) -> Door:
-    """The door of a worker of Ray Train. `registers`: Ray hears of checkpoints, and not of metrics alone."""
+def open_ray(run_dir: Path | None) -> Door:
+    """The door of a worker of Ray Train. `run_dir`: Ray hears of checkpoints in it, and else of metrics alone."""
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    return Door(place, _wrap, _prepare, _report if registers else _report_metrics, _is_preempted)
+    return Door(place, _wrap, _prepare, functools.partial(_report, run_dir), _is_preempted)
 
 
 def _wrap(model: nn.Module) -> nn.Module:
@@ -252,17 +271,14 @@ def _prepare(loader: Any) -> Any:
     return ray.train.torch.prepare_data_loader(loader, add_dist_sampler=False)
 
 
-def _report(metrics: dict[str, float], folder: Path | None) -> None:
+def _report(run_dir: Path | None, metrics: dict[str, float], folder: Path | None) -> None:
     """Register with Ray what the store already has; a barrier over all ranks."""
-    ray.train.report(
-        metrics,
-        checkpoint=ray.train.Checkpoint(str(folder)) if folder else None,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-    )
-
-
-def _report_metrics(metrics: dict[str, float], folder: Path | None) -> None:
-    _report(metrics, None)
+    checkpoint = None
+    if run_dir is not None and folder is not None:
+        storage = name_storage(run_dir / CHECKPOINTS / folder.name)
+        checkpoint = ray.train.Checkpoint(storage["storage_path"], storage.get("storage_filesystem"))
+    mode = ray.train.CheckpointUploadMode.NO_UPLOAD
+    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode)
 
 
 def _is_preempted() -> bool:

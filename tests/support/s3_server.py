@@ -25,7 +25,7 @@ class _OneConditionAtATime:
         self._app, self._lock = app, threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ.get("HTTP_IF_NONE_MATCH") != "*":
+        if "HTTP_IF_NONE_MATCH" not in environ and "HTTP_IF_MATCH" not in environ:
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         with self._lock:
             return list(self._app(environ, start_response))

@@ -3,8 +3,9 @@ others act."""
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from sftray.train_fn.store_objects import ObjectStore
 from sftray.train_fn.store_posix import FolderStore
@@ -110,6 +111,10 @@ class ShakenObjects(ObjectStore):
 
     def __init__(self, objects: dict[str, bytes], process: Process) -> None:
         super().__init__(MemoryBucket(objects, process))
+        self._machine = uuid4().hex  # its own: who waits for another's copy would wait for the test
+
+    def _name_copy(self, folder: str) -> str:
+        return f"{self._machine}-{super()._name_copy(folder)}"
 
 
 class ShakenFolder(FolderStore):
@@ -168,6 +173,6 @@ class ShakenFolder(FolderStore):
         self._process.tick()
         super().discard(staged)
 
-    def fetch(self, folder: str, files: Iterable[str]) -> Path:
+    def fetch(self, folder: str, files: Mapping[str, tuple[int, str]]) -> Path:
         self._process.tick()
         return super().fetch(folder, files)

@@ -206,12 +206,14 @@ def test_a_checkpoint_of_another_run_is_adopted_whole_or_not_at_all(tmp_path: Pa
     for step in (10, 20, 30):
         commit(own, step, loss=0.1)
     root = tmp_path / "own" / CHECKPOINTS
-    adopted = adopt_checkpoint(given, root, "own", least=2)
+    adopted = adopt_checkpoint(given, given.folder.parent, root, "own", least=2)
     assert adopted is not None and adopted.manifest.attempt == 2 and verify_checkpoint(adopted) == []
     assert list_checkpoints(own) == [adopted] and adopted.manifest.val_loss == 0.5
     assert begin_attempt(own, "own").newest == adopted
     (given.folder / "weights").write_bytes(b"")
-    assert adopt_checkpoint(given, root, "own", least=2) is None and list_checkpoints(own) == [adopted]
+    assert adopt_checkpoint(given, given.folder.parent, root, "own", least=2) is None and list_checkpoints(own) == [
+        adopted
+    ]
     assert not list((tmp_path / "own").glob(".adopting-*"))
 
 

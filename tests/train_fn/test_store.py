@@ -53,6 +53,7 @@ def publish(store: Store, claim: bytes = b"1", check: Callable[[], None] = lambd
 
 
 WHOLE = {"weights": len(DATA), "trainer/state.json": 2, "LAST": 4}
+FILES = {name: (size, "") for name, size in WHOLE.items()}
 
 
 def test_files_are_written_listed_read_and_deleted(store: Store) -> None:
@@ -85,7 +86,7 @@ def test_a_file_is_created_once(store: Store) -> None:
 def test_a_published_folder_stands_whole_and_is_fetched(store: Store) -> None:
     assert publish(store)
     assert store.list_files("checkpoints/a") == WHOLE and store.list_folders("checkpoints") == ["a"]
-    folder = store.fetch("checkpoints/a", [*WHOLE, "gone"])
+    folder = store.fetch("checkpoints/a", {**FILES, "gone": (1, "")})
     assert folder == store.locate("checkpoints/a")
     assert (folder / "weights").read_bytes() == DATA and (folder / "trainer/state.json").read_bytes() == b"{}"
     assert not (folder / "gone").exists()
@@ -156,7 +157,7 @@ def test_a_fifth_of_calls_may_fail(seed: int, shaken: Store, proxy: Proxy) -> No
         shaken.write(f"files/{number}", DATA)
         assert not shaken.create(f"leases/{number}", b"yours")
     assert publish(shaken)
-    shaken.fetch("checkpoints/a", WHOLE)
+    shaken.fetch("checkpoints/a", FILES)
     assert shaken.list_files("checkpoints/a") == WHOLE
     assert all(shaken.read(f"files/{number}") == DATA for number in range(10))
     faults = proxy.counts["before"] + proxy.counts["after"]

@@ -1,0 +1,114 @@
+"""Copies of what is in a bucket, on this machine: one for all its processes, fetched by the first that asks."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sftray.train_fn.bucket_path import BucketPath
+from sftray.train_fn.errors import Problem, StoreError
+from sftray.train_fn.places import BUCKETS, as_path, find_bucket
+
+CACHE = "SFTRAY_CACHE"  # the environment variable that names another folder for them
+_WHOLE = ".whole"  # put last into a copy; its time is that of the last use
+_UNUSED_S = 7 * 86400.0
+
+
+def get_cache() -> Path:
+    """The folder of the copies: this user's alone, made if need be."""
+    base = os.environ.get(CACHE) or os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache")
+    folder = Path(base) if os.environ.get(CACHE) else Path(base, "sftray")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:  # as in a container whose user has no home
+        folder = Path(tempfile.gettempdir(), f"sftray-{os.getuid()}")
+        folder.mkdir(exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.getuid():
+            raise _refuse(folder, PermissionError(1, "it belongs to somebody else")) from None
+    return folder
+
+
+def copy_here(path: Path) -> Path:
+    """A file or a folder, as it is now, on this machine; itself where it is no bucket's.
+
+    Raises:
+        StoreError: it cannot be fetched, or there is no room for it here. FileNotFoundError: there is none.
+    """
+    there = find_bucket(path)
+    if there is None:
+        return path
+    marks = there.list_marks()
+    if not marks:
+        raise FileNotFoundError(2, "No such object", str(there))
+    mark = hashlib.sha256(repr((str(there), sorted(marks.items()))).encode()).hexdigest()[:24]
+
+    def download(folder: Path) -> None:
+        for key in marks:
+            target = folder / there.name / key.removeprefix(there.key).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            there.bucket.download(key, target)
+
+    return keep_copy(mark, download) / there.name
+
+
+def copy_source(name: str) -> str:
+    """A model or tokenizer by its hub id or path, or by the path of its copy here where it is in a bucket."""
+    return str(copy_here(as_path(name))) if name.startswith(BUCKETS) else name
+
+
+def keep_copy(name: str, fill: Callable[[Path], None], is_right: Callable[[Path], bool] = Path.exists) -> Path:
+    """The copy of this name, filled by whoever asks for it first, and again where it is not right any more."""
+    root = get_cache()
+    folder = root / name
+    try:
+        with _locked(root / f"{name}.lock"):
+            if not (folder / _WHOLE).exists() or not is_right(folder):
+                _remove_unused(root)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+            (folder / _WHOLE).touch()
+    except StoreError:
+        raise
+    except OSError as error:
+        raise _refuse(folder, error) from error
+    return folder
+
+
+def _remove_unused(root: Path) -> None:
+    """What nobody has asked for in a week goes, and what a killed process left; who has it open keeps it."""
+    for folder in root.iterdir():
+        with contextlib.suppress(OSError):
+            used = folder / _WHOLE if (folder / _WHOLE).exists() else folder
+            if folder.is_dir() and time.time() - used.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(folder, ignore_errors=True)
+                (root / f"{folder.name}.lock").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def upload_folder(folder: Path, target: BucketPath) -> None:
+    """Put all files of a local folder below `target`."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            target.bucket.upload(path, f"{target.key}/{path.relative_to(folder).as_posix()}")
+
+
+def _refuse(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        Problem(
+            f"a copy of what is in the bucket cannot be kept on this machine: {error.strerror or error}",
+            where=str(folder),
+            fix=f"make room there, or name another folder in the environment variable {CACHE} of the workers",
+        )
+    )
