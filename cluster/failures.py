@@ -12,6 +12,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from sftray.cluster.joining import LOW_ON_MEMORY
 from sftray.train_fn.errors import BugError, ClusterError, Problem, UserError
 from sftray.train_fn.failure import Failure, Kind, WorkerFailed, classify_error, describe_failure
+from sftray.train_fn.places import spell
 
 # Of several failures of one attempt the first of these is the cause: what a worker says of itself goes before the
 # loss of a process, and that before what it does to the others.
@@ -124,7 +125,7 @@ def build_error(
     cause = decision.cause
     if (own := find_user_error(errors.get(cause.rank))) is not None:
         return own
-    resume = f"sftray resume {run_dir}"
+    resume = f"sftray resume {spell(run_dir)}"
     if cause.kind == "memory":
         return ClusterError(
             Problem(

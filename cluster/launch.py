@@ -18,7 +18,7 @@ from sftray.cluster.joining import JoiningConfig
 from sftray.cluster.resources import Placement
 from sftray.cluster.shortage import START_RETRIES
 from sftray.train_fn.errors import ClusterError, Problem, UserError
-from sftray.train_fn.places import as_path, name_storage
+from sftray.train_fn.places import as_path, name_storage, spell
 
 # A collective that takes longer than this has lost a partner.
 _COLLECTIVE_TIMEOUT_S = 120
@@ -129,7 +129,7 @@ def _describe_lost_controller(error: RayActorError, run_dir: Path) -> Problem:
     return Problem(
         "the process that directs the workers was lost",
         why=str(error).strip().splitlines()[0][:300],
-        fix=f"sftray resume {run_dir}",
+        fix=f"sftray resume {spell(run_dir)}",
     )
 
 
@@ -138,7 +138,7 @@ def _describe_low_memory(run_dir: Path) -> Problem:
     return Problem(
         "a worker was lost while it started",
         why="Ray ended it, for its node was running low on memory",
-        fix=f"fewer processes beside it, or a node with more memory; then sftray resume {run_dir}",
+        fix=f"fewer processes beside it, or a node with more memory; then sftray resume {spell(run_dir)}",
     )
 
 

@@ -20,6 +20,7 @@ from sftray.platform.leaderboard import Ranked, load_leaderboard
 from sftray.platform.space_edges import find_edges
 from sftray.platform.sweep_files import Point, load_settings
 from sftray.platform.trial_directory import is_final
+from sftray.train_fn.places import spell
 
 CONFIDENCE = 0.95
 
@@ -133,7 +134,7 @@ def describe_answer(sweep_dir: Path) -> list[str]:
         lines += _describe_comparisons(groups)
         lines += [] if are_repeats else _describe_left_out(ranked, groups)
     elif settings.repeats:
-        lines.append(f"the repeats that would tell chance are not all there: sftray resume {sweep_dir}")
+        lines.append(f"the repeats that would tell chance are not all there: sftray resume {spell(sweep_dir)}")
     else:
         lines.append(_describe_chance_unknown(finished))
     best = groups[0].setting if len(groups) >= 2 and are_repeats else finished[0].setting

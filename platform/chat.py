@@ -21,6 +21,7 @@ from sftray.train_fn.checkpoint import (
 )
 from sftray.train_fn.errors import CheckpointError, ConfigError, Problem
 from sftray.train_fn.journal import CHECKPOINTS
+from sftray.train_fn.places import spell
 
 Step = int | Literal["best", "newest"]
 
@@ -137,7 +138,7 @@ def choose_checkpoint(run: Path, step: Step) -> Checkpoint:
                 "this run has no checkpoint",
                 where=str(run),
                 why="one is written every train.save_every steps, and at the end of a run",
-                fix=f"sftray runs show {run} says how far it came",
+                fix=f"sftray runs show {spell(run)} says how far it came",
             )
         )
     steps = ", ".join(str(checkpoint.step) for checkpoint in found)

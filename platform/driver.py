@@ -39,7 +39,7 @@ from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
 from sftray.train_fn.lease import Lease, hold_lease
 from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
-from sftray.train_fn.places import write_whole
+from sftray.train_fn.places import spell, write_whole
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
 from sftray.train_fn.store import connect_store
 from sftray.train_fn.token_store import TokenStore
@@ -235,7 +235,7 @@ def _record_failure(journal: Journal) -> Iterator[None]:
 
 
 def _describe_stop(run_dir: Path, step: int, why: str) -> Problem:
-    return Problem(f"stopped; saved at step {step}", why=why, fix=f"sftray resume {run_dir}")
+    return Problem(f"stopped; saved at step {step}", why=why, fix=f"sftray resume {spell(run_dir)}")
 
 
 def build_job(config: RunConfig, run_dir: Path, tokens: Path, deadline: float | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from sftray.train_fn.config import StoreConfig
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
-from sftray.train_fn.places import as_path
+from sftray.train_fn.places import as_path, spell
 from sftray.train_fn.store import connect_store
 
 TOKENS = "tokens"
@@ -109,7 +109,7 @@ def describe_taken(path: Path) -> Problem:
         f"the name {path.name} is taken",
         where=str(path),
         why="a run is never overwritten or continued unasked",
-        fix=f"sftray resume {path}, or another name (name={path.name}-2), or remove the folder",
+        fix=f"sftray resume {spell(path)}, or another name (name={path.name}-2), or remove the folder",
     )
 
 

@@ -149,7 +149,7 @@ def load_checkpoints(run_dir: Path) -> pd.DataFrame:
             "attempt": checkpoint.manifest.attempt,
             "val_loss": checkpoint.manifest.val_loss,
             "bytes": sum(size for size, _ in checkpoint.manifest.files.values()),
-            "path": str(checkpoint.folder),
+            "path": str(run_dir / CHECKPOINTS / checkpoint.name),
         }
         for checkpoint in list_checkpoints(run_dir / CHECKPOINTS)
     ]

@@ -10,6 +10,7 @@ from rich.console import Console
 from sftray.platform.before_after import describe_exact_match, show_samples
 from sftray.train_fn.checkpoint import find_best, list_checkpoints
 from sftray.train_fn.journal import CHECKPOINTS, METRICS, SAMPLES, read_lines
+from sftray.train_fn.places import spell
 
 _SUM = re.compile(r"^\d+ \+ \d+[:：]")  # how the quickstart's data writes the working of a sum
 
@@ -31,7 +32,7 @@ class RunSummary:
 
     def to_json(self) -> dict[str, Any]:
         facts = {key: value for key, value in vars(self).items() if key != "samples"}
-        return {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
+        return {key: value if isinstance(value, int | float | None) else str(value) for key, value in facts.items()}
 
 
 def summarize(run_dir: Path) -> RunSummary:
@@ -48,8 +49,8 @@ def summarize(run_dir: Path) -> RunSummary:
         val_loss_after=losses[-1] if losses else None,
         peak_memory_gb=max(row["perf/peak_memory_gb"] for row in rows),
         target_tokens_per_second=speeds[len(speeds) // 2] if speeds else 0.0,
-        checkpoint=list_checkpoints(checkpoints)[-1].folder,
-        best_checkpoint=best.folder if best else None,
+        checkpoint=checkpoints / list_checkpoints(checkpoints)[-1].name,
+        best_checkpoint=checkpoints / best.name if best else None,
         samples=list(read_lines(run_dir / SAMPLES)),
     )
 
@@ -70,6 +71,6 @@ def show_summary(summary: RunSummary, console: Console) -> None:
         f"  {summary.target_tokens_per_second:,.0f} target tokens/s (median), "
         f"peak memory of a worker {summary.peak_memory_gb:.2f} GB",
         f"  checkpoint {summary.checkpoint}",
-        f"  next: sftray chat {summary.run_dir}   or   sftray runs show {summary.run_dir}",
+        f"  next: sftray chat {spell(summary.run_dir)}   or   sftray runs show {spell(summary.run_dir)}",
     ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -30,6 +30,7 @@ from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import Problem, StoppedError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, STOP, Journal
+from sftray.train_fn.places import spell
 from sftray.train_fn.prepare import Prepared
 from sftray.tune_spaces.parameters import Space
 from sftray.tune_spaces.population import Member, decide_exploit, explore_point
@@ -91,7 +92,7 @@ class Feed:
         """Raise StoppedError where the phase is not at its end, as when its time is over."""
         left = Feed(self._sweep, self._phase).count_missing() if self._phase == "search" else len(self._unfinished())
         if left:
-            fix = f"sftray resume {self._sweep.folder}"
+            fix = f"sftray resume {spell(self._sweep.folder)}"
             late = "--max-minutes is reached" if self._is_late() else "their processes or the store failed"
             why = self._read_stop() or late
             raise StoppedError(Problem(f"the sweep stopped; {left} trial(s) did not end", why=why, fix=fix))

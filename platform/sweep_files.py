@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from sftray.platform.run_files import read_rows
 from sftray.train_fn.errors import ConfigError, Problem
-from sftray.train_fn.places import as_path, find_bucket, write_whole
+from sftray.train_fn.places import as_path, find_bucket, spell, write_whole
 
 SETTINGS, BASE, LEDGER = "sweep.json", "base.yaml", "trials.jsonl"
 
@@ -94,7 +94,7 @@ def refuse_trial(run_dir: Path) -> None:
         problem = Problem(
             f"{run_dir} is a trial of a sweep",
             why="it is compared with the others at the same progress, which its sweep sees to",
-            fix=f"sftray resume {run_dir.absolute().parent}",
+            fix=f"sftray resume {spell(run_dir.absolute().parent)}",
         )
         raise ConfigError(problem)
 

@@ -21,6 +21,7 @@ from sftray.platform.trial_directory import read_end
 from sftray.train_fn.errors import Problem, StoppedError, UserError
 from sftray.train_fn.journal import EVENTS, STOP, Journal
 from sftray.train_fn.lease import hold_lease
+from sftray.train_fn.places import spell
 from sftray.train_fn.store import connect_store
 
 _CACHE = ".tune"
@@ -92,7 +93,7 @@ def _is_a_trial_at_work(sweep_dir: Path) -> bool:
 @contextlib.contextmanager
 def _record_end(journal: Journal) -> Iterator[None]:
     """Say in the sweep's events what ended it before its end."""
-    fix = f"sftray resume {journal.folder}"
+    fix = f"sftray resume {spell(journal.folder)}"
     try:
         yield
     except StoppedError as error:

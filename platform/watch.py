@@ -18,6 +18,7 @@ from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.journal import METRICS, STOP
 from sftray.train_fn.lease import look_at_lease
 from sftray.train_fn.looking import choose_pause
+from sftray.train_fn.places import spell
 from sftray.train_fn.store import connect_store
 
 _LOOK_S = 0.25
@@ -66,7 +67,7 @@ def describe_status(status: Status) -> list[str]:
     parts = [f"{status.folder.name}: {status.state}", status.why, far, *describe_numbers(latest)]
     lines = ["  ".join(part for part in parts if part)]
     if not status.is_driven and status.state not in ("finished", "failed", "pruned", "stopped"):
-        lines.append(f"nothing drives it any more; to go on: sftray resume {status.folder}")
+        lines.append(f"nothing drives it any more; to go on: sftray resume {spell(status.folder)}")
     return lines
 
 

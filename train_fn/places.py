@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,11 @@ def as_path(place: str | Path) -> Path:
 def find_bucket(place: object) -> BucketPath | None:
     """The place itself where it is in a bucket."""
     return place if isinstance(place, BucketPath) else None
+
+
+def spell(path: Path) -> str:
+    """A path as one word of a command line."""
+    return shlex.quote(str(path))
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

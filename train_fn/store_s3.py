@@ -4,6 +4,7 @@ pyarrow has no way to put an object only where there is none or where it has not
 removal that leaves no marks behind, are made by the service's own package.
 """
 
+import os
 import re
 from functools import lru_cache
 from typing import Any
@@ -58,6 +59,7 @@ def build_s3(bucket: str, endpoint: str | None, region: str | None) -> Service:
         from botocore.config import Config
     except ImportError as error:
         raise StoreError(_describe_missing("boto3", "s3", f"s3://{bucket}")) from error
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     address = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}") if endpoint else None
     filesystem = fs.S3FileSystem(
         region=region or (boto3.session.Session().region_name or fs.resolve_s3_region(bucket)),
