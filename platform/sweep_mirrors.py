@@ -18,6 +18,7 @@ from sftray.train_fn.config import TrackingConfig
 from sftray.train_fn.config_file import load_config
 from sftray.train_fn.errors import ConfigError
 from sftray.train_fn.journal import CONFIG, EVENTS
+from sftray.train_fn.places import find_bucket
 from sftray.train_fn.tail import Tail
 
 MOST_OPEN = 16  # each is a process or two
@@ -123,7 +124,8 @@ class SweepMirrors(Watch):
         if self._under_way:
             told += f"; {len(self._under_way)} trial(s) not mirrored to their end"
         if self._tracking.wandb == "offline" and mirrored:
-            told += f"; to upload them: wandb sync {self._sweep_dir}/trial-*/wandb/offline-run-*"
+            fetch = "fetch and " if find_bucket(self._sweep_dir) else ""
+            told += f"; to upload them: {fetch}wandb sync {self._sweep_dir / 'trial-*/wandb/offline-run-*'}"
         return told
 
 

@@ -15,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on sever
 # Ray reads both when it is imported: a token of this test run alone.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
+# Of the tests' own S3. Ray's nodes inherit them, and give them to their workers.
+os.environ.update(AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing", AWS_DEFAULT_REGION="us-east-1")
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 _copies = tempfile.TemporaryDirectory(prefix="sftray-copies-", ignore_cleanup_errors=True)
 os.environ["SFTRAY_CACHE"] = _copies.name  # of what stands in buckets: of this test run alone
 for _folder in ("support", "chaos"):  # spawned processes inherit it

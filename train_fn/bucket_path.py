@@ -93,6 +93,9 @@ class BucketPath:
     def absolute(self) -> Self:
         return self
 
+    def resolve(self) -> Self:
+        return self
+
     @property
     def bucket(self) -> HttpBucket:
         """All of the bucket."""
@@ -158,8 +161,8 @@ class BucketPath:
             raise FileNotFoundError(2, "No such object", str(self))
         return data
 
-    def read_text(self, encoding: str = "utf-8") -> str:
-        return self.read_bytes().decode(encoding)
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self.read_bytes().decode(encoding, errors)
 
     def write_bytes(self, data: bytes) -> int:
         with _refusing():
@@ -188,9 +191,9 @@ class BucketPath:
             self.bucket.delete(self.key)
 
     def remove_tree(self) -> None:
-        """The object, and all below it."""
+        """The object, and all below it, the empty ones that others put for folders too."""
         with _refusing():
-            for key in [self.key, *self.bucket.list(f"{self.key}/")]:
+            for key in self.bucket.list_marks(self.key):
                 self.bucket.delete(key)
 
     def change(self, edit: Callable[[bytes], bytes], hasty: bool = False) -> None:

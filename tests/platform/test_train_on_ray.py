@@ -2,12 +2,11 @@
 
 import hashlib
 import io
-import os
-import signal
 import threading
 from pathlib import Path
 
 import pytest
+from killers import kill_a_worker_after
 from rich.console import Console
 from tiny_runs import build_config, read_events, read_metrics, trace, train
 
@@ -16,7 +15,7 @@ from sftray.cluster.preparation import spread_over_cluster
 from sftray.platform.driver import resume_run
 from sftray.train_fn import prepare
 from sftray.train_fn.errors import ClusterError, ConfigError, DivergedError, StoppedError
-from sftray.train_fn.journal import EVENTS, SAMPLES, read_lines
+from sftray.train_fn.journal import SAMPLES, read_lines
 from sftray.train_fn.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_address")]
@@ -80,19 +79,6 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(reference: Path, tmp_pa
     assert len(running) == 2 and running[1]["step"] >= 2
     assert trace(run.run_dir) == trace(reference)
     assert hash_weights(run.checkpoint) == hash_weights(reference / "checkpoints" / "step-000012")
-
-
-def kill_a_worker_after(run_dir: Path, state: str) -> None:
-    """SIGKILL the second worker as soon as the run's events say `state`."""
-    never = threading.Event()
-    for _ in range(1200):
-        events = list(read_lines(run_dir / EVENTS)) if (run_dir / EVENTS).exists() else []
-        if any(event["state"] == state for event in events):
-            (pids,) = [event["pids"] for event in events if event["state"] == "running"]
-            os.kill(pids[1], signal.SIGKILL)
-            return
-        never.wait(0.05)
-    raise AssertionError(f"the run in {run_dir} never came to {state}")
 
 
 def test_a_time_limit_saves_and_resume_goes_on(reference: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """An S3 over HTTP on this machine: moto behind a lock, for it looks and puts in two steps where S3 does in one."""
 
 import logging
-import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,13 +10,6 @@ from uuid import uuid4
 import boto3
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
-
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "nobody",
-    "AWS_SECRET_ACCESS_KEY": "nothing",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 class _OneConditionAtATime:
@@ -33,9 +25,7 @@ class _OneConditionAtATime:
 
 @contextmanager
 def serve_s3() -> Iterator[str]:
-    """The address of a running server; credentials that it takes are in the environment meanwhile."""
-    before = {key: os.environ.get(key) for key in CREDENTIALS}
-    os.environ.update(CREDENTIALS)
+    """The address of a running server. It takes the credentials that all tests have in their environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     app = _OneConditionAtATime(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True)
@@ -47,10 +37,6 @@ def serve_s3() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
-        for key, value in before.items():
-            os.environ.pop(key)
-            if value is not None:
-                os.environ[key] = value
 
 
 def make_place(endpoint: str, through: str | None = None) -> str:
