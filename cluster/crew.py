@@ -22,9 +22,9 @@ import ray.train
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
+from sftray.cluster.crew_mail import open_mailbox, pause_between_looks, take_if_lost
 from sftray.cluster.failure_callback import FailureCallback
 from sftray.cluster.launch import run_function
-from sftray.cluster.mailbox import open_mailbox, pause_between_looks, take_if_lost
 from sftray.cluster.resources import Placement
 from sftray.train_fn.distributed import share_first
 from sftray.train_fn.errors import ClusterError, Problem

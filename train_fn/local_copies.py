@@ -33,8 +33,11 @@ def get_cache() -> Path:
     return folder
 
 
-def copy_here(path: Path) -> Path:
+def copy_here(path: Path, ending: str = "") -> Path:
     """A file or a folder, as it is now, on this machine; itself where it is no bucket's.
+
+    Args:
+        ending: of a folder only the files are fetched whose names end so.
 
     Raises:
         StoreError: it cannot be fetched, or there is no room for it here. FileNotFoundError: there is none.
@@ -42,8 +45,9 @@ def copy_here(path: Path) -> Path:
     there = find_bucket(path)
     if there is None:
         return path
-    marks = there.list_marks()
-    if not marks:
+    found = there.list_marks()
+    marks = {key: mark for key, mark in found.items() if key.endswith(ending) and not key.endswith("/")}
+    if not found:
         raise FileNotFoundError(2, "No such object", str(there))
     mark = hashlib.sha256(repr((str(there), sorted(marks.items()))).encode()).hexdigest()[:24]
 

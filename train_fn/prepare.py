@@ -7,7 +7,6 @@ receipt, so the result does not depend on how many processes there are.
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +23,7 @@ from sftray.train_fn.files import Chunk, find_files, scan_files
 from sftray.train_fn.places import as_path, write_whole
 from sftray.train_fn.prepare_chunk import ChunkTask, prepare_chunk
 from sftray.train_fn.receipt import ChunkReceipt, SplitReceipt
-from sftray.train_fn.token_store import RECEIPT, Split, find_overlap, make_draft, publish_draft, read_receipt
+from sftray.train_fn.token_store import RECEIPT, Split, find_overlap, open_draft, publish_draft, read_receipt
 from sftray.train_fn.tokenizer import LoadedTokenizer, hash_tokenizer
 
 # Starting a process costs its import of transformers, some 5 s: below this many bytes one process is faster.
@@ -72,8 +71,7 @@ def prepare_tokens(
     if (root / key / RECEIPT).exists():
         return Prepared(root / key, read_receipt(root / key), reused=True)
     try:
-        draft = make_draft(root, key)
-        try:
+        with open_draft(root, key) as draft:
             tasks = [
                 ChunkTask(chunk, scan["files"].index(chunk.file), index, str(draft), split, model, data, key)
                 for split, split_chunks in chunks.items()
@@ -91,9 +89,6 @@ def prepare_tokens(
             }
             write_whole(draft / RECEIPT, json.dumps(receipt, ensure_ascii=False, indent=2))
             return Prepared(publish_draft(draft, root, key), receipt, reused=False)
-        finally:
-            if draft != root / key:
-                shutil.rmtree(draft, ignore_errors=True)
     except StoreError:  # a bucket's, which says it itself
         raise
     except OSError as error:  # the readers have their own errors for the input: this one is the store's

@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class TokenStore:
     def __init__(self, folder: Path, split: Split) -> None:
         self.folder, self.split = folder, split
         self._batches: list[pa.RecordBatch] = []
-        for path in sorted(copy_here(folder).glob(f"{split}-*.arrow")):
+        for path in sorted(copy_here(folder, ".arrow").glob(f"{split}-*.arrow")):
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             self._batches.extend(reader.get_batch(i) for i in range(reader.num_record_batches))
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
@@ -130,6 +130,17 @@ class SplitWriter:
             self._sink.flush()
             os.fsync(self._sink.fileno())
             self._sink.close()
+
+
+@contextlib.contextmanager
+def open_draft(root: Path, key: str) -> Iterator[Path]:
+    """`make_draft`, and what is left of it is removed at the end."""
+    draft = make_draft(root, key)
+    try:
+        yield draft
+    finally:
+        if draft != root / key:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def make_draft(root: Path, key: str) -> Path:
