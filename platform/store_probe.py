@@ -6,7 +6,9 @@ import uuid
 from pathlib import Path
 from typing import Literal
 
+from sftray.train_fn.bucket_path import BucketPath
 from sftray.train_fn.errors import UserError
+from sftray.train_fn.places import as_path, find_bucket
 from sftray.train_fn.store import connect_store
 
 Level = Literal["ok", "note", "bad"]
@@ -25,7 +27,9 @@ def probe_store(store: str) -> list[tuple[Level, str, str]]:
         same = opened.read(f"{name}/piece") == data
         read = time.perf_counter()
         once = opened.create(f"{name}/once", b"a") and not opened.create(f"{name}/once", b"b")
-        listed = opened.list_files(name).keys() == {"piece", "once"}
+        bucket = find_bucket(as_path(place))
+        kept = bucket is None or _keeps_changes(bucket / name / "changed")
+        listed = opened.list_files(name).keys() >= {"piece", "once"}
         opened.remove(name)
     except (UserError, OSError) as error:
         fix = error.problems[0].fix if isinstance(error, UserError) else None
@@ -36,6 +40,7 @@ def probe_store(store: str) -> list[tuple[Level, str, str]]:
         for holds, said in (
             (same, "what is read is not what was written"),
             (once, "a name is given twice: two drivers could own one run"),
+            (kept, "If-Match is not heeded: of two lines that are written at once, one is lost"),
             (listed, "what was written is not listed"),
         )
         if not holds
@@ -45,3 +50,11 @@ def probe_store(store: str) -> list[tuple[Level, str, str]]:
         return [("bad", f"{store}: {said}", fix) for said in wrong]
     speeds = f"{_PIECE / 1e6 / (written - began):.0f} MB/s written, {_PIECE / 1e6 / (read - written):.0f} MB/s read"
     return [("ok", f"{store}: writes, reads, lists, and gives a name once; {speeds}", "")]
+
+
+def _keeps_changes(there: BucketPath) -> bool:
+    """Whether an object that another has put meanwhile is not put over."""
+    there.write_bytes(b"a")
+    found = there.bucket.read_version(there.key)
+    there.write_bytes(b"b")
+    return found is not None and not there.bucket.replace(there.key, b"c", found[1])
