@@ -77,17 +77,8 @@ def test_a_run_and_a_sweep_on_a_cluster(tmp_path: Path, s3_endpoint: str) -> Non
 def check_report(place: str, folder: Path) -> None:
     """The report is made from the bucket, and a browser shows it."""
     report = folder / "report.html"
-    command = [
-        sys.executable,
-        "-m",
-        "sftray.platform.cli",
-        "runs",
-        "report",
-        place,
-        "--output",
-        str(report),
-        "--json",
-    ]
+    words = ("runs", "report", place, "--output", str(report), "--json")
+    command = [sys.executable, "-m", "sftray.platform.cli", *words]
     made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert json.loads(made.stdout)
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"]
