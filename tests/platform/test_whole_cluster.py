@@ -1,5 +1,5 @@
-"""What the README promises of a cluster, in one piece: three nodes with a token, a store in a bucket, a run and a sweep
-sent from another folder, a Prometheus that watches, a node that is killed, and a report that opens."""
+"""What the README promises of a cluster, in one piece: three nodes with a token, a store in a bucket, a run and a
+sweep sent from another folder, a Prometheus that watches, a node that is killed, and a report that opens."""
 
 import json
 import os
