@@ -41,8 +41,8 @@ def share_by_differencing(examples: Sequence[int], lengths: Sequence[int], num_s
 
 
 def _merge(one: list[Share], other: list[Share], num_shares: int) -> list[Share]:
-    """The split of both, from light to heavy; uses them up. Shares of `other`, its heaviest first, meet the empty ones
-    of `one` and then its lightest. Among equals what was touched comes first.
+    """The split of both, from light to heavy; uses them up. Shares of `other`, its heaviest first, meet the empty
+    ones of `one` and then its lightest. Among equals what was touched comes first.
     """
     met = max(len(one) + len(other) - num_shares, 0)
     pairs = zip(one[:met], reversed(other[:met]), strict=True)

@@ -50,16 +50,21 @@ def plan_step(lengths: Sequence[int], world_size: int, budget: Budget) -> list[l
     Returns:
         For each rank its micro-batches; an empty list for a rank that gets no example.
     """
+    return [arrange_share(share, lengths, budget) for share in share_step(lengths, world_size, budget)]
+
+
+def share_step(lengths: Sequence[int], world_size: int, budget: Budget) -> list[list[int]]:
+    """The examples of each rank, in nearly equal tokens. Arguments as for `plan_step`."""
     if any(length > budget.tokens for length in lengths):
         raise ValueError(f"an example of {max(lengths)} tokens is above the budget of {budget.tokens}")
-    plans = []
-    for share in share_by_differencing(range(len(lengths)), lengths, world_size):
-        if budget.packing:
-            bins = _pack_bins(share, lengths, budget)
-            plans.append([_arrange_rows(forward, lengths, budget) for forward in bins])
-        else:
-            plans.append(_chunk_rows(share, lengths, budget))
-    return plans
+    return share_by_differencing(range(len(lengths)), lengths, world_size)
+
+
+def arrange_share(share: Sequence[int], lengths: Sequence[int], budget: Budget) -> list[MicroBatch]:
+    """The micro-batches of one rank. They follow from its share alone, so no rank has to arrange another's."""
+    if not budget.packing:
+        return _chunk_rows(share, lengths, budget)
+    return [_arrange_rows(forward, lengths, budget) for forward in _pack_bins(share, lengths, budget)]
 
 
 def _longest_first(examples: Sequence[int], lengths: Sequence[int]) -> list[int]:
