@@ -11,11 +11,12 @@ from bisect import insort_left
 from collections.abc import Sequence
 from operator import itemgetter
 
-Share = tuple[int, list[int]]  # its tokens, and its examples
+# Tuples of numbers: what the garbage collector does not look at.
+Share = tuple[int, tuple[int, ...]]  # its tokens, and its examples
+Single = tuple[int, int, int]  # an example alone: -tokens, which are its spread; tie-break; the example
+Split = tuple[int, int, list[Share]]  # -spread; tie-break; the filled shares, from light to heavy
 
 _tokens_of = itemgetter(0)
-# A share is inserted in about as much time as it takes to sort so many that are nearly in order.
-_INSERTED = 16
 
 
 def share_by_differencing(examples: Sequence[int], lengths: Sequence[int], num_shares: int) -> list[list[int]]:
@@ -28,16 +29,25 @@ def share_by_differencing(examples: Sequence[int], lengths: Sequence[int], num_s
     if num_shares == 1 or not examples:
         return [list(examples), *([] for _ in range(num_shares - 1))]
     ordered = sorted(examples, key=lambda i: (-lengths[i], i))
-    # Each entry: (-spread, tie-break, its filled shares from light to heavy).
-    heap = [(-lengths[i], order, [(lengths[i], [i])]) for order, i in enumerate(ordered)]
-    while len(heap) > 1:
-        _, order, one = heapq.heappop(heap)
-        _, _, other = heapq.heappop(heap)
+    singles = [(-lengths[i], order, i) for order, i in enumerate(ordered)][::-1]
+    splits: list[Split] = []  # a heap
+    for _ in range(len(ordered) - 1):
+        order, one = _take_widest(singles, splits)
+        _, other = _take_widest(singles, splits)
         merged = _merge(one, other, num_shares)
         lightest = merged[0][0] if len(merged) == num_shares else 0
-        heapq.heappush(heap, (lightest - merged[-1][0], order, merged))
-    filled = [share for _, share in reversed(heap[0][2])]
-    return [*filled, *([] for _ in range(num_shares - len(filled)))]
+        heapq.heappush(splits, (lightest - merged[-1][0], order, merged))
+    _, filled = _take_widest(singles, splits)
+    return [*(list(share) for _, share in reversed(filled)), *([] for _ in range(num_shares - len(filled)))]
+
+
+def _take_widest(singles: list[Single], splits: list[Split]) -> tuple[int, list[Share]]:
+    """Take the split of widest spread away: its tie-break, and its shares."""
+    if singles and (not splits or singles[-1][:2] < splits[0][:2]):
+        negative, order, example = singles.pop()
+        return order, [(-negative, (example,))]
+    _, order, shares = heapq.heappop(splits)
+    return order, shares
 
 
 def _merge(one: list[Share], other: list[Share], num_shares: int) -> list[Share]:
@@ -45,12 +55,13 @@ def _merge(one: list[Share], other: list[Share], num_shares: int) -> list[Share]
     ones of `one` and then its lightest. Among equals what was touched comes first.
     """
     met = max(len(one) + len(other) - num_shares, 0)
+    if len(other) == 1:  # nearly always, and the rest comes to the same
+        tokens, share = other[0]
+        if met:
+            lightest = one.pop(0)
+            tokens, share = lightest[0] + tokens, lightest[1] + share
+        insort_left(one, (tokens, share), key=_tokens_of)
+        return one
     pairs = zip(one[:met], reversed(other[:met]), strict=True)
     touched = [*reversed(other[met:]), *((a + b, x + y) for (a, x), (b, y) in pairs)]
-    touched.sort(key=_tokens_of)
-    del one[:met]
-    if len(touched) * _INSERTED >= len(one):
-        return sorted(touched + one, key=_tokens_of)
-    for share in reversed(touched):
-        insort_left(one, share, key=_tokens_of)
-    return one
+    return sorted([*touched, *one[met:]], key=_tokens_of)

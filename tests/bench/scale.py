@@ -4,9 +4,9 @@
 
 Runs the parts whose cost could grow, by the project's own code, each cell in a process of its own: one rank's part of
 a step (order, plan, ledger), its part of a validation, a lease's beat, a restart, rows of metrics, the check of a
-ledger, the opening of a token store. The global batch is 8 examples a worker. Nothing trains and nothing travels: what
-a step takes on a device, and what collectives take, is not in it. Then failures are simulated: the share of time that
-is trained, with a save as often as `sftray plan` recommends and as often as is best.
+ledger, the opening of a token store. The global batch is 8 examples a worker. Nothing trains and nothing travels, so
+devices and collectives are not in it. Then failures are simulated: the share of time that is trained, with a save as
+often as `sftray plan` recommends and as often as is best.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def run_cells(options: argparse.Namespace, console: Console) -> list[Cell]:
         ("a beat of the lease", "beat", "attempts", "seconds", [{"attempts": n} for n in options.attempts]),
         (
             *("a restart after others", "restart", "workers", "count_s"),
-            [{"workers": w, "attempts": max(options.attempts)} for w in workers],
+            [{"workers": w, "attempts": options.restarts} for w in workers],
         ),
         ("rows of metrics", "log_metrics", "rows", "next_row_s", [{"rows": n} for n in options.rows]),
         (
@@ -125,7 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, nargs="+", default=[4**k for k in range(7)])
     parser.add_argument("--examples", type=int, nargs="+", default=[10**k for k in range(6, 10)])
     parser.add_argument("--validation", type=int, default=65_536, help="validation examples")
-    parser.add_argument("--attempts", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--attempts", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--restarts", type=int, default=100, help="before the one that is measured")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--checked", type=int, nargs="+", default=[10**6, 10**7, 10**8], help="of one ledger")
     parser.add_argument("--opened", type=int, nargs="+", default=[10**5, 10**6], help="of one token store")
