@@ -6,7 +6,7 @@ Runs the parts whose cost could grow, by the project's own code, each cell in a 
 a step (order, plan, ledger), its part of a validation, a lease's beat, a restart, rows of metrics, the check of a
 ledger, the opening of a token store. The global batch is 8 examples a worker. Nothing trains and nothing travels, so
 devices and collectives are not in it. Then failures are simulated: the share of time that is trained, with a save as
-often as `sftray plan` recommends and as often as is best.
+often as `sftray plan` recommends and as often as is best. Seconds of cells (`_s`) are the processor's.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--validation", type=int, default=65_536, help="validation examples")
     parser.add_argument("--attempts", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--restarts", type=int, default=100, help="before the one that is measured")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("--checked", type=int, nargs="+", default=[10**6, 10**7, 10**8], help="of one ledger")
     parser.add_argument("--opened", type=int, nargs="+", default=[10**5, 10**6], help="of one token store")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,10 +1,10 @@
 """What grows with workers and with examples, run by the project's own code as one process of many would run it.
 
-Each function is one cell of `tests/bench/scale.py`: it takes sizes and gives seconds, counts and bytes.
+Each function is one cell of `tests/bench/scale.py`: it takes sizes and gives processor seconds,
+counts and bytes.
 """
 
 import os
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -70,20 +70,20 @@ def draw_lengths(count: int) -> NDArray[np.int32]:
     return np.clip(np.exp(np.random.default_rng(0).normal(5.5, 0.8, count)), 8, 1024).astype(np.int32)
 
 
-def build_plan(workers: int, examples: int) -> RunPlan:
-    lengths: Any = TiledNumbers(draw_lengths(min(examples, 1 << 20)), examples)
+def build_plan(lengths: Any, workers: int) -> RunPlan:
     batch = EXAMPLES_PER_WORKER * workers
-    return RunPlan(lengths, lengths, 1, batch, count_total_steps(examples, batch, 3), workers, _BUDGET)
+    total_steps = count_total_steps(len(lengths), batch, 3)
+    return RunPlan(lengths, lengths, 1, batch, total_steps, workers, _BUDGET)
 
 
-def time_median(act: Callable[[int], object], count: int = _REPEATS) -> float:
-    """Median seconds of `act(0)`, `act(1)`, …"""
+def time_least(act: Callable[[int], object], count: int = _REPEATS) -> float:
+    """The least processor seconds of `act(0)`, `act(1)`, …: what else the machine does is hardly in them."""
     seconds = []
     for turn in range(count):
-        started = time.perf_counter()
+        started = time.process_time()
         act(turn)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+        seconds.append(time.process_time() - started)
+    return min(seconds)
 
 
 def measure_growth(cell: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
@@ -101,22 +101,23 @@ def measure_growth(cell: Callable[..., dict[str, float]]) -> Callable[..., dict[
 
 def plan_steps(workers: int, examples: int) -> dict[str, float]:
     """What each rank does for a step besides training, of steps all over a run of three epochs."""
+    lengths = TiledNumbers(draw_lengths(min(examples, 1 << 20)), examples)
     reset_peak(_CPU)
     before = measure_peak(_CPU)
-    run = build_plan(workers, examples)
+    run = build_plan(lengths, workers)
     steps = [run.total_steps * turn // _REPEATS for turn in range(_REPEATS)]
-    first = time_median(lambda turn: order_step(run.seed, turn, run.global_batch_size, examples))
-    last = time_median(lambda turn: order_step(run.seed, run.total_steps - 1 - turn, run.global_batch_size, examples))
-    share = time_median(lambda turn: run.plan(steps[turn]))
+    first = time_least(lambda turn: order_step(run.seed, turn, run.global_batch_size, examples))
+    last = time_least(lambda turn: order_step(run.seed, run.total_steps - 1 - turn, run.global_batch_size, examples))
+    share = time_least(lambda turn: run.plan(steps[turn]))
     plan = run.plan(steps[0])
     ranks = [workers * turn // _REPEATS for turn in range(_REPEATS)]
-    own = time_median(lambda turn: plan.lay_out(ranks[turn]))
+    own = time_least(lambda turn: plan.lay_out(ranks[turn]))
     mine = [i for rows in plan.lay_out(0) for row in rows for i in row]
-    ledger = time_median(lambda turn: extend_chain(START, turn, tally_examples(mine)), 101)
+    ledger = time_least(lambda turn: extend_chain(START, turn, tally_examples(mine)), 101)
     peak = (measure_peak(_CPU) - before) / 2**20
     return {
         **{"seek_first_s": first, "seek_last_s": last, "plan_s": share, "rank_s": own, "ledger_s": ledger},
-        **{"step_s": share + own + ledger, "all_ranks_s": time_median(lambda _: plan.micro_batches, 1)},
+        **{"step_s": share + own + ledger, "all_ranks_s": time_least(lambda _: plan.micro_batches, 1)},
         **{"peak_mb": peak, "padding": 1 - plan.num_tokens / plan.padded_tokens},
     }
 
@@ -125,7 +126,7 @@ def plan_steps(workers: int, examples: int) -> dict[str, float]:
 def plan_validation(workers: int, examples: int) -> dict[str, float]:
     """The forwards of rank 0 over the validation examples."""
     lengths, found = draw_lengths(examples), []
-    seconds = time_median(lambda _: found.append(plan_evaluation(lengths, 0, workers, _BUDGET)), 1)
+    seconds = time_least(lambda _: found.append(plan_evaluation(lengths, 0, workers, _BUDGET)), 1)
     return {"seconds": seconds, "forwards": len(found[0])}
 
 
@@ -134,7 +135,7 @@ def check_ledger(examples: int, batch: int) -> dict[str, float]:
     """The chain of one epoch anew, as `runs show` does."""
     steps = -(-examples // batch)
     chain = compute_chain(1, batch, examples)
-    return {"seconds": time_median(lambda _: [next(chain) for _ in range(steps)][-1], 1), "steps": steps}
+    return {"seconds": time_least(lambda _: [next(chain) for _ in range(steps)][-1], 1), "steps": steps}
 
 
 class CountingStore(FolderStore):
@@ -158,9 +159,9 @@ def beat(attempts: int) -> dict[str, float]:
         for _ in range(attempts):
             open_attempt(store, "run", number)
         store.asked.clear()
-        seconds = time_median(lambda turn: keep_lease(store, Lease(number), record, float(turn)), 11)
+        seconds = time_least(lambda turn: keep_lease(store, Lease(number), record, float(turn)), 11)
         asked = store.asked.total() / 11
-        taking = time_median(lambda _: open_attempt(store, "run", number))
+        taking = time_least(lambda _: open_attempt(store, "run", number))
     return {"seconds": seconds, "requests_per_minute": asked * 60 / BEAT_S, "new_attempt_s": taking}
 
 
@@ -174,17 +175,17 @@ def restart(workers: int, attempts: int) -> dict[str, float]:
             journal.add_event("running", attempt, step=attempt, pids=pids, nodes=nodes, num_parameters=10**9)
             add_failure(journal, Failure("lost", 0, attempt, attempt, "node-0000", "", "its process died"))
         found = {
-            "event_s": time_median(lambda turn: journal.add_event("checkpoint", attempts, step=turn)),
-            "count_s": time_median(lambda _: journal.count_attempts()),  # by every rank
-            "why_s": time_median(lambda _: find_last_failure(read_events(journal.folder))),
+            "event_s": time_least(lambda turn: journal.add_event("checkpoint", attempts, step=turn)),
+            "count_s": time_least(lambda _: journal.count_attempts()),  # by every rank
+            "why_s": time_least(lambda _: find_last_failure(read_events(journal.folder))),
             "events_mb": (journal.folder / EVENTS).stat().st_size / 2**20,
         }
         own = collect_rng(_CPU)
         rng = {f"rank-{rank}.{source}": state.clone() for rank in range(workers) for source, state in own.items()}
         at = Checkpoint(Path(folder), Manifest(1, 1, "", "", None))
         found["rng_mb"] = sum(state.nbytes for state in rng.values()) / 2**20
-        found["rng_save_s"] = time_median(lambda _: save_trainer_state(at.folder, {}, rng, {}), 1)
-        found["rng_load_s"] = time_median(lambda turn: load_rng(at, turn % workers))
+        found["rng_save_s"] = time_least(lambda _: save_trainer_state(at.folder, {}, rng, {}), 1)
+        found["rng_load_s"] = time_least(lambda turn: load_rng(at, turn % workers))
     return found
 
 
@@ -193,13 +194,13 @@ def log_metrics(rows: int) -> dict[str, float]:
     """A row more where so many stand already, and reading them all."""
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder))
-        started = time.perf_counter()
+        started = time.process_time()
         for step in range(rows):
             journal.add_metrics({"step": step, **_ROW})
-        seconds = (time.perf_counter() - started) / rows
+        seconds = (time.process_time() - started) / rows
         size = (journal.folder / METRICS).stat().st_size / rows
-        reading = time_median(lambda _: load_metrics(journal.folder), 1)
-        more = time_median(lambda turn: journal.add_metrics({"step": rows + turn, **_ROW}), 101)
+        reading = time_least(lambda _: load_metrics(journal.folder), 1)
+        more = time_least(lambda turn: journal.add_metrics({"step": rows + turn, **_ROW}), 101)
     return {"row_s": seconds, "next_row_s": more, "row_bytes": size, "read_row_s": reading / rows}
 
 
@@ -212,9 +213,9 @@ def open_tokens(examples: int) -> dict[str, float]:
             count = min(_ROWS, examples - start)
             writer.write({name: [value] * count for name, value in some.items()})
         writer.close()
-        before, started = read_own_bytes(), time.perf_counter()
+        before, started = read_own_bytes(), time.process_time()
         store = TokenStore(Path(folder), "train")
-        seconds, grown = time.perf_counter() - started, read_own_bytes() - before
+        seconds, grown = time.process_time() - started, read_own_bytes() - before
     return {"seconds": seconds, "bytes_per_example": grown / len(store)}
 
 
