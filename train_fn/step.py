@@ -53,9 +53,9 @@ class Trainer:
 class StepOutcome:
     """`loss`: per target token of the global batch, as optimised. `applied`: the optimizer took the step.
 
-    `tally`: what all ranks sent through the model. `stop_asked`: some rank wants to stop after this step.
-    `saved`: a checkpoint was committed since the last step. `look_asked`: all are to look for a notice of preemption.
-    All ranks read the same answers.
+    `tally`: what all ranks sent through the model, as `padded_tokens`: rows × longest row over all their forwards.
+    `stop_asked`: some rank wants to stop after this step. `saved`: a checkpoint was committed since the last step.
+    `look_asked`: all are to look for a notice of preemption. All ranks read the same answers.
 
     `overflowed`: fp16 gradients were too large for the present scale, which is routine and no divergence.
     """
@@ -66,6 +66,7 @@ class StepOutcome:
     applied: bool
     overflowed: bool
     data_wait_seconds: float
+    padded_tokens: int
     tally: Tally
     stop_asked: bool = False
     saved: bool = False
@@ -93,7 +94,7 @@ def run_step(
         group["lr"] = learning_rate
     seed_step(trainer.seed, step, trainer.rank)
     totals, waited = _accumulate(trainer, batches, plan)
-    loss_sum, aux_sum, stops, saved, looks, count, digest = totals.tolist()
+    loss_sum, aux_sum, stops, saved, looks, padded, count, digest = totals.tolist()
     loss = loss_sum / max(plan.num_target_tokens, 1)
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
@@ -105,11 +106,12 @@ def run_step(
     trainer.optimizer.zero_grad(set_to_none=True)
     return StepOutcome(
         loss=loss,
-        aux_loss=aux_sum / plan.padded_tokens if trainer.aux_loss_coef else None,
+        aux_loss=aux_sum / padded if trainer.aux_loss_coef else None,
         grad_norm=norm,
         applied=finite,
         overflowed=overflowed,
         data_wait_seconds=waited,
+        padded_tokens=int(padded),
         tally=Tally(int(count), int(digest)),
         stop_asked=stops > 0,
         saved=saved > 0,
@@ -123,14 +125,14 @@ def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
 
 
 def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, float]:
-    """Gradients of the whole step into `.grad`. Returns fp64 [7], summed over ranks, and seconds waited for data.
+    """Gradients of the whole step into `.grad`. Returns fp64 [8], summed over ranks, and seconds waited for data.
 
-    The sums: loss, aux × tokens, ranks that want to stop, that have saved, that want to look, examples, digests.
-    A model's auxiliary loss is a mean over the tokens of a forward, padding included, so they weigh it.
+    The sums: loss, aux × tokens, ranks that want to stop, that have saved, that want to look, tokens with padding,
+    examples, digests. A model's auxiliary loss is a mean over the tokens of a forward, padding too, so they weigh it.
     """
-    totals = torch.zeros(7, dtype=torch.float64, device=trainer.device)
-    waited = 0.0
-    forwards = plan.micro_batches[trainer.rank]
+    totals = torch.zeros(8, dtype=torch.float64, device=trainer.device)
+    waited, padded = 0.0, 0
+    forwards = plan.lay_out(trainer.rank)
     for index, rows in enumerate(forwards):
         asked = time.perf_counter()
         batch = next(batches)
@@ -141,11 +143,13 @@ def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> t
             tokens = batch["input_ids"].numel() if rows else 0
             torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)))
         totals[0] += forward.loss_sum.detach()
-        totals[5:] += batch["tally"]
+        padded += tokens
+        totals[6:] += batch["tally"]
         if forward.aux_loss is not None:
             totals[1] += forward.aux_loss.detach() * tokens
     # As late as can be, so that it is acted upon in this step.
     totals[2], totals[3], totals[4] = trainer.wants_stop(), trainer.has_saved(), trainer.wants_look()
+    totals[5] = padded
     if trainer.world_size > 1:
         dist.all_reduce(totals)
     return totals.cpu(), waited
