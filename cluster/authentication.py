@@ -15,6 +15,8 @@ from pathlib import Path
 from sftray.train_fn.errors import ClusterError, Problem
 
 _ANSWER_S = 5.0
+_QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+TOKEN_FIX = "RAY_AUTH_TOKEN, or a file that RAY_AUTH_TOKEN_PATH names: the token of that cluster"
 
 
 def find_token_file() -> Path:
@@ -25,7 +27,8 @@ def find_token_file() -> Path:
 def make_token(path: Path) -> None:
     """A token file that only its owner can read, unless there is one or the environment has the token.
 
-    Ray makes its own one readable for everybody; such a file is closed. Raises ClusterError where none can be written.
+    Ray makes its own one readable for everybody: such a file is closed. Raises ClusterError where none can be
+    written.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -55,6 +58,15 @@ def _close(path: Path) -> None:
         path.chmod(0o600)
 
 
+def load_token() -> str | None:
+    """The token of the environment or of the file; None where there is none to be read."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return find_token_file().read_text(encoding="utf-8").strip() or None
+    return None
+
+
 def use_token() -> None:
     """Have Ray's clients send the token if there is one: by themselves they do so for clusters that start here only.
 
@@ -62,6 +74,23 @@ def use_token() -> None:
     """
     if "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or find_token_file().exists()):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def is_refused(address: str) -> bool:
+    """Whether the head at `host:port` wants another token than is here, which Ray would take 20 s to find out, and
+    then not tell from a head that is not there.
+    """
+    import grpc
+
+    token = load_token()
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary(_QUESTION, lambda _: b"", lambda answer: answer)
+        try:
+            ask(None, timeout=_ANSWER_S, metadata=metadata)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def refuse_disabled() -> None:

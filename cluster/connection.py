@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from sftray.cluster.authentication import use_token
+from sftray.cluster.authentication import TOKEN_FIX, is_refused, use_token
 from sftray.cluster.local import start_ray
 from sftray.cluster.resources import Node, Placement, look_at_cluster, look_at_this_machine, place_workers
 from sftray.train_fn.config import ScalingConfig
@@ -95,6 +95,8 @@ def _join() -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
         _knock(address)
+        if ":" in address and "/" not in address and is_refused(address):
+            raise ClusterError(Problem(f"the Ray cluster at {address} wants another token", fix=TOKEN_FIX))
         ray.init(log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(

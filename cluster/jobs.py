@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sftray.cluster.authentication import refuse_open_cluster, use_token
+from sftray.cluster.authentication import TOKEN_FIX, refuse_open_cluster, use_token
 from sftray.train_fn.errors import ClusterError, Problem
 
 State = Literal["pending", "running", "succeeded", "failed", "stopped"]
@@ -126,8 +125,8 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            fix = "RAY_AUTH_TOKEN, or a file that RAY_AUTH_TOKEN_PATH names: the token of that cluster"
-            raise ClusterError(Problem(f"{self.address} wants another token", why=_say(error), fix=fix)) from error
+            problem = Problem(f"{self.address} wants another token", why=_say(error), fix=TOKEN_FIX)
+            raise ClusterError(problem) from error
         except (OSError, RuntimeError, ValueError) as error:
             fix = "--address http://HEAD:8265, the address of the cluster's dashboard; or see that it runs"
             raise ClusterError(Problem(f"no job server at {self.address}", why=_say(error), fix=fix)) from error

@@ -40,10 +40,11 @@ def import_worker() -> None:
 
 
 def keep_on_loopback() -> None:
-    """Have the store in which workers of one machine meet listen on the loopback; torch's listens everywhere, and asks
-    nobody for a token.
+    """Have the store in which workers of one machine meet listen on the loopback alone.
+
+    torch's listens at all addresses, and asks nobody for a token.
     """
-    meeting = importlib.import_module("torch.distributed.rendezvous")
+    meeting: Any = importlib.import_module("torch.distributed.rendezvous")
     if not isinstance(meeting.TCPStore, functools.partial):  # else this process has been here before
         meeting.TCPStore = functools.partial(_build_store, meeting.TCPStore)
 

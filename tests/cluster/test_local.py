@@ -1,7 +1,8 @@
-"""The Ray that a run starts for itself: who may reach it, and who may read its files."""
+"""The Ray that a run starts for itself: who reaches it, and who reads its files."""
 
 import contextlib
 import os
+import re
 import signal
 import stat
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from commands import read_output, start_command, wait_for
+from knocking import ask_as_stranger
 from listening import list_listeners
-from processes import list_offspring
+from processes import list_offspring, list_processes
 from tiny_runs import build_config, read_events
 
-from sftray.cluster.local import make_private_folder, start_ray
+from sftray.cluster.local import LOOPBACK, make_private_folder
 from sftray.train_fn.config_file import Resolved, dump_config
 from sftray.train_fn.errors import ClusterError
 
@@ -34,16 +36,46 @@ def run_here(folder: Path) -> Iterator[int]:
 
 
 @pytest.mark.ray
-def test_a_run_that_starts_ray_listens_on_the_loopback_alone_behind_a_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_starts_ray_keeps_it_to_the_loopback_and_behind_a_token(tmp_path: Path) -> None:
     with run_here(tmp_path) as driver:
         (pids,) = [event["pids"] for event in read_events(tmp_path / "runs" / "mine") if event["state"] == "running"]
-        listeners = list_listeners(list_offspring(driver))
-        named = {name for name in ("gcs_server", "raylet", "ray::") for each in listeners if name in each.command}
-        assert named == {"gcs_server", "raylet", "ray::"} and set(pids) <= {each.pid for each in listeners}
-        assert [each for each in listeners if each.address != "127.0.0.1"] == []
-        for pid in list_offspring(driver) - {driver}:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                assert b"RAY_AUTH_MODE=token" in Path("/proc", str(pid), "environ").read_bytes()
-    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+        family = list_offspring(driver)
+        listeners = list_listeners(family)
+        assert {*pids, driver} <= {each.pid for each in listeners}
+        assert [each for each in listeners if each.address != LOOPBACK] == []
+        answers = ask_as_stranger(each.port for each in listeners)
+        assert answers.pop("RayletDriver/ListNamedActors") == set(), "it has no port for foreign clients"
+        assert answers == dict.fromkeys(answers, {"UNAUTHENTICATED"})
+        assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+        commands = " ".join(process.command for process in list_processes() if process.pid in family)
+        (session,) = set(re.findall(r"--session-dir=(\S+)", commands))
+        assert any(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in Path(session).parents)
+        assert (tmp_path / "token").read_text() not in commands
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray's files would go."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    return tmp_path / f"sftray-{os.geteuid()}"
+
+
+def test_rays_files_go_where_only_their_owner_enters(place: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert make_private_folder() == place and stat.S_IMODE(place.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+    place.chmod(0o777)
+    assert make_private_folder() == place and stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_rays_files_do_not_go_where_somebody_else_has_laid_a_link(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ClusterError, match="it is not a folder of this user\n  fix  RAY_TMPDIR"):
+        make_private_folder()
+    place.unlink()
+    place.touch()
+    with pytest.raises(ClusterError, match="File exists\n  fix  RAY_TMPDIR"):
+        make_private_folder()

@@ -15,15 +15,13 @@ from typing import Any
 import pytest
 from canary import find_secrets, read_files
 from guarded_head import Guarded, lead_guarded
-from knocking import ask_grpc, ask_http
+from knocking import STRANGERS, ask_as_stranger, ask_grpc, ask_http
 from tiny_runs import build_config, read_events
 from waiting import wait_until
 
 from sftray.train_fn.config_file import Resolved, dump_config
 
 pytestmark = pytest.mark.ray
-
-STRANGERS = (None, "wrong" * 8)
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +60,13 @@ def test_what_is_open_is_a_page_without_data_and_signs_of_life(guarded: Guarded)
     assert ask_http(f"{guarded.head.dashboard}/api/gcs_healthz") == (200, b"success")
 
 
-# A question for each kind of process that Ray has on a node.
-CALLS = [
-    *("NodeInfoGcsService/GetAllNodeInfo", "JobInfoGcsService/GetAllJobInfo"),
-    *("InternalKVGcsService/InternalKVKeys", "NodeManagerService/GetNodeStats"),
-    *("ObjectManagerService/FreeObjects", "ReporterService/HealthCheck"),
-]
-FOR_CLIENTS = "RayletDriver/ListNamedActors"  # has no answer to an empty question
-
-
 def test_no_port_of_a_node_answers_a_stranger(guarded: Guarded) -> None:
-    ports = sorted({each.port for each in guarded.list_listeners()})
-    answers: dict[str, set[tuple[str, ...]]] = {}
-    for call in (*CALLS, FOR_CLIENTS):
-        for port in ports:
-            asked = [ask_grpc(f"127.0.0.1:{port}", f"/ray.rpc.{call}", token)[0] for token in STRANGERS]
-            if "UNAVAILABLE" in asked or "UNIMPLEMENTED" in asked:  # it speaks another language, or not of this
-                continue
-            known = ask_grpc(f"127.0.0.1:{port}", f"/ray.rpc.{call}", guarded.token)[0]
-            answers.setdefault(call, set()).add((*asked, known))
-    refused = ("UNAUTHENTICATED", "UNAUTHENTICATED")
-    assert answers == {**{call: {(*refused, "OK")} for call in CALLS}, FOR_CLIENTS: {(*refused, "NOT_FOUND")}}
+    answers = ask_as_stranger(each.port for each in guarded.list_listeners())
+    assert answers.pop("CoreWorkerService/GetCoreWorkerStats") <= {"UNAUTHENTICATED"}  # no worker may be there yet
+    assert answers == dict.fromkeys(answers, {"UNAUTHENTICATED"})
+    for question in ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys"):
+        status, answer = ask_grpc(guarded.head.address, f"/ray.rpc.{question}", guarded.token)
+        assert status == "OK" and len(answer) > 100  # the questions are such that Ray has an answer
 
 
 def test_other_web_servers_of_a_node_have_metrics_for_a_stranger_or_nothing(guarded: Guarded) -> None:
@@ -161,8 +145,10 @@ def call(folder: Path, secret: str, *arguments: str) -> "subprocess.CompletedPro
 
 
 def test_after_a_run_secrets_are_where_they_were_and_nowhere_else(guarded: Guarded, tmp_path: Path) -> None:
-    mine, desk, store = secrets.token_hex(20), tmp_path / "desk", tmp_path / "store"
+    mine, bait = secrets.token_hex(20), secrets.token_hex(20)
+    desk, store = tmp_path / "desk", tmp_path / "store"
     write_desk(desk, store, mine)
+    say_aloud(guarded, bait)
     there = ("--address", guarded.head.dashboard)
     places: dict[str, Any] = {}
     said = [call(desk, mine, "submit", *there, "--no-wait", "--", "train", "run.yaml", "name=mine")]
@@ -180,9 +166,17 @@ def test_after_a_run_secrets_are_where_they_were_and_nowhere_else(guarded: Guard
     places |= {f"said {number}": f"{each.stdout}{each.stderr}".encode() for number, each in enumerate(said)}
     places |= guarded.read_state() | read_files(store) | read_files(guarded.folder)
     assert find_secrets(places, [mine, *guarded.secrets.values(), guarded.token]) == []
-    # It looked where it should: each of these has the run's name.
-    for name in ("/api/train/v2/runs/v1", "/api/jobs/", "/api/v0/jobs?detail=1&limit=1000", "said 3"):
+    found = {line.rpartition(": ")[0].rpartition("/")[2] for line in find_secrets(places, [bait])}
+    expected = {"job-driver-loud.log", "", "jobs?detail=1&limit=1000"}  # a job's log; /api/jobs/; the state API
+    assert expected <= found and any("job" in name and name.startswith("store") for name in found), found
+    for name in ("/api/train/v2/runs/v1", "/api/jobs/sftray-mine", "said 3"):  # it looked where the run is
         assert b"mine" in places[name], name
-    assert (store / "mine" / "report.html").exists()
-    assert any("runtime_resources" in name for name in places) and any("job-driver" in name for name in places)
-    assert any(name.startswith("store ") and b"sftray-mine" in places[name] for name in places)
+    assert (store / "mine" / "report.html").exists() and any("runtime_resources" in name for name in places)
+
+
+def say_aloud(guarded: Guarded, bait: str) -> None:
+    """A job whose command and environment have what is searched for."""
+    job = {"entrypoint": f"echo {bait}", "submission_id": "loud", "runtime_env": {"env_vars": {"LOUD": bait}}}
+    body = json.dumps(job).encode()
+    assert ask_http(f"{guarded.head.dashboard}/api/jobs/", guarded.token, "POST", body)[0] == 200
+    wait_until(lambda: json.loads(guarded.ask("/api/jobs/loud"))["status"] == "SUCCEEDED", 60)

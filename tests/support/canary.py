@@ -14,13 +14,15 @@ _DEPTH = 4  # of archives in archives
 def find_secrets(places: Mapping[str, bytes], secrets: Iterable[str]) -> list[str]:
     """Names of places and of the secrets there: `place: secret`."""
     spellings = [(secret, spelling) for secret in secrets for spelling in _spell(secret)]
-    return sorted({
-        f"{name}: {secret}"
-        for name, content in places.items()
-        for layer in _unpack(content, _DEPTH)
-        for secret, spelling in spellings
-        if spelling in layer
-    })
+    return sorted(
+        {
+            f"{name}: {secret}"
+            for name, content in places.items()
+            for layer in _unpack(content, _DEPTH)
+            for secret, spelling in spellings
+            if spelling in layer
+        }
+    )
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -4,10 +4,24 @@ import contextlib
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 
 import grpc
 
 _LIMIT_S = 20.0
+
+# A question for each kind of port that Ray has on a node.
+QUESTIONS = (
+    "NodeInfoGcsService/GetAllNodeInfo",
+    "JobInfoGcsService/GetAllJobInfo",
+    "InternalKVGcsService/InternalKVKeys",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/Pull",
+    "ReporterService/HealthCheck",
+    "RayletDriver/ListNamedActors",
+    "CoreWorkerService/GetCoreWorkerStats",
+)
+STRANGERS = (None, "wrong" * 8)
 
 
 def ask_http(url: str, token: str | None = None, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
@@ -34,3 +48,15 @@ def ask_grpc(address: str, method: str, token: str | None = None) -> tuple[str, 
             return "OK", bytes(call(None, timeout=_LIMIT_S, metadata=metadata, wait_for_ready=False))
         except grpc.RpcError as error:
             return error.code().name, b""
+
+
+def ask_as_stranger(ports: Iterable[int]) -> dict[str, set[str]]:
+    """What ports of the loopback answer to QUESTIONS, those that do not know the question left out."""
+    ports = sorted(set(ports))
+    answers = {
+        question: {
+            ask_grpc(f"127.0.0.1:{port}", f"/ray.rpc.{question}", token)[0] for port in ports for token in STRANGERS
+        }
+        for question in QUESTIONS
+    }
+    return {question: found - {"UNAVAILABLE", "UNIMPLEMENTED"} for question, found in answers.items()}
