@@ -45,7 +45,7 @@ def test_a_run_that_starts_ray_keeps_it_to_the_loopback_and_behind_a_token(tmp_p
         assert [each for each in listeners if each.address != LOOPBACK] == []
         answers = ask_as_stranger(each.port for each in listeners)
         assert answers.pop("RayletDriver/ListNamedActors") == set(), "it has no port for foreign clients"
-        assert answers == dict.fromkeys(answers, {"UNAUTHENTICATED"})
+        assert answers == {question: {"UNAUTHENTICATED"} for question in answers}
         assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
         commands = " ".join(process.command for process in list_processes() if process.pid in family)
         (session,) = set(re.findall(r"--session-dir=(\S+)", commands))

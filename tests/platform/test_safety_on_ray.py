@@ -63,7 +63,7 @@ def test_what_is_open_is_a_page_without_data_and_signs_of_life(guarded: Guarded)
 def test_no_port_of_a_node_answers_a_stranger(guarded: Guarded) -> None:
     answers = ask_as_stranger(each.port for each in guarded.list_listeners())
     assert answers.pop("CoreWorkerService/GetCoreWorkerStats") <= {"UNAUTHENTICATED"}  # no worker may be there yet
-    assert answers == dict.fromkeys(answers, {"UNAUTHENTICATED"})
+    assert answers == {question: {"UNAUTHENTICATED"} for question in answers}
     for question in ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys"):
         status, answer = ask_grpc(guarded.head.address, f"/ray.rpc.{question}", guarded.token)
         assert status == "OK" and len(answer) > 100  # the questions are such that Ray has an answer

@@ -5,10 +5,12 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 _LIMIT_S = 20.0
+_GREETING_S = 3.0
 
 # A question for each kind of port that Ray has on a node.
 QUESTIONS = (
@@ -53,10 +55,22 @@ def ask_grpc(address: str, method: str, token: str | None = None) -> tuple[str, 
 def ask_as_stranger(ports: Iterable[int]) -> dict[str, set[str]]:
     """What ports of the loopback answer to QUESTIONS, those that do not know the question left out."""
     ports = sorted(set(ports))
+    with ThreadPoolExecutor(len(ports)) as crowd:
+        places = [
+            f"127.0.0.1:{port}" for port, speaks in zip(ports, crowd.map(speaks_grpc, ports), strict=True) if speaks
+        ]
     answers = {
-        question: {
-            ask_grpc(f"127.0.0.1:{port}", f"/ray.rpc.{question}", token)[0] for port in ports for token in STRANGERS
-        }
+        question: {ask_grpc(place, f"/ray.rpc.{question}", token)[0] for place in places for token in STRANGERS}
         for question in QUESTIONS
     }
-    return {question: found - {"UNAVAILABLE", "UNIMPLEMENTED"} for question, found in answers.items()}
+    return {question: found - {"UNIMPLEMENTED"} for question, found in answers.items()}
+
+
+def speaks_grpc(port: int) -> bool:
+    """Others, as those where processes meet to train, take a connection and say nothing for ever."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(_GREETING_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
