@@ -62,7 +62,8 @@ def test_a_run_and_a_sweep_on_a_cluster(tmp_path: Path, s3_endpoint: str) -> Non
         wait_until(lambda: job.poll() is not None or count_at_work() >= 3, 240)  # so one of them is there
         kill_node(lost)
         assert job.wait(400) == 0, read_output(tmp_path)
-        assert bool(ask(prometheus, 'ray_sftray_trials{sweep="swept"}'))
+        seen = ask(prometheus, 'max by (state) (max_over_time(ray_sftray_trials{sweep="swept"}[30m]))')
+        assert {each["metric"]["state"]: each["value"][1] for each in seen}["running"] >= "3"
     trials = [sweep_dir / each.name for each in read_ledger(sweep_dir)]
     assert [read_events(trial)[-1]["state"] for trial in trials] == ["finished"] * 4
     starts = [sum(event["state"] == "running" for event in read_events(trial)) for trial in trials]

@@ -48,7 +48,7 @@ def ask(address: str, query: str) -> list[dict[str, Any]]:
     except ConnectionError:  # it is about to start
         return []
     except urllib.error.URLError as error:
-        if isinstance(error.reason, ConnectionError):
+        if isinstance(error.reason, ConnectionError) or getattr(error, "code", None) == 503:
             return []
         raise
     return found
