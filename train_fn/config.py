@@ -210,8 +210,8 @@ class ScalingConfig(Section):
                 )
         if self.node_labels and not isinstance(self.num_workers, int):
             raise Contradiction(
-                "scaling.node_labels cannot be kept by an elastic run: Ray counts the nodes for it without their labels, "
-                "and would start more workers than the labelled ones hold",
+                "scaling.node_labels does not go with an elastic scaling.num_workers: Ray counts nodes for it "
+                "without their labels, and would wait for workers that the labelled ones do not hold",
                 "scaling.num_workers",
                 "scaling.node_labels",
                 fix={"scaling.num_workers": self.max_workers},

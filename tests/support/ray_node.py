@@ -68,11 +68,13 @@ def lead_node(
 
 
 @contextlib.contextmanager
-def join_node(address: str, num_cpus: int, host: Host = HERE, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """One more node of the cluster at `address`; gives the leader of its process group."""
+def join_node(
+    address: str, num_cpus: int, host: Host = HERE, more: Sequence[str] = (), **settings: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """One more node of the cluster at `address`, with `more` options; gives the leader of its process group."""
     agent, metrics = find_free_ports(2)
     ports = ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
-    with _run_node(["--address", address, *ports, "--block"], num_cpus, host, settings) as node:
+    with _run_node(["--address", address, *ports, *more, "--block"], num_cpus, host, settings) as node:
         yield node
 
 
