@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sftray.cluster.connection import look_around
+from sftray.cluster.connection import has_cluster, look_around
 from sftray.cluster.resources import Node, Placement, choose_placement, place_workers, plan_layout
 from sftray.cluster.room import count_wait_minutes
 from sftray.train_fn.config import ScalingConfig
@@ -67,7 +67,7 @@ def plan_cluster(scaling: ScalingConfig) -> ClusterPlan:
         return ClusterPlan([], False, shortage=error)
     placement = choose_placement(scaling, nodes)
     layout = tuple(plan_layout(placement, nodes))
-    wait_minutes = count_wait_minutes(scaling, has_autoscaler)
+    wait_minutes = count_wait_minutes(scaling, has_autoscaler) if has_cluster() else 0.0
     shortage = None
     try:
         place_workers(scaling, nodes)
