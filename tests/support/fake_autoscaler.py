@@ -44,6 +44,7 @@ def _describe(port: int, max_nodes: int, num_cpus: int) -> dict[str, Any]:
         "provider": {
             "type": "fake_multinode",
             "gcs_address": f"127.0.0.1:{port}",
+            "use_node_id_as_ip": True,  # else nodes of one address are taken for ones that never came up
             "disable_node_updaters": True,
         },
         "available_node_types": {
