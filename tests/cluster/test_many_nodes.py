@@ -76,8 +76,9 @@ def test_workers_and_trials_lie_where_the_config_says(tmp_path: Path, monkeypatc
             config = build_config(tmp_path, scaling=asked, train={"max_steps": 2})
             train(config.model_copy(update={"name": name}))
             sides = cluster.list_sides(tmp_path / "runs" / name)
-            planned = plan_cluster(ScalingConfig.model_validate(asked)).layout
-            assert sorted(map(sides.count, {*sides})) == sorted(filter(None, planned))
+            planned = plan_cluster(ScalingConfig.model_validate(asked))
+            assert planned.fits and not planned.has_autoscaler
+            assert sorted(map(sides.count, {*sides})) == sorted(filter(None, planned.layout))
             return sides
 
         assert run("spread", placement="spread") == ["left", "right"]
