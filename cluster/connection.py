@@ -3,11 +3,12 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sftray.cluster.authentication import TOKEN_FIX, is_refused, use_token
 from sftray.cluster.local import start_ray
 from sftray.cluster.resources import Node, Placement, look_at_cluster, look_at_this_machine, place_workers
+from sftray.cluster.room import find_room, has_autoscaler
 from sftray.train_fn.config import ScalingConfig
 from sftray.train_fn.errors import ClusterError, Problem
 
@@ -37,10 +38,13 @@ def apply_settings() -> None:
 
 
 @contextlib.contextmanager
-def connect_for(scaling: ScalingConfig) -> Iterator[tuple[Placement, int]]:
+def connect_for(scaling: ScalingConfig, tell: Callable[[str], None] = print) -> Iterator[tuple[Placement, int]]:
     """Connect to the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
 
     Gives the placement of the workers, and the number of nodes.
+
+    Args:
+        tell: hears of it where nodes are waited for.
 
     Raises:
         ClusterError: the cluster cannot be reached, or the workers do not fit; on this machine that is said
@@ -56,8 +60,7 @@ def connect_for(scaling: ScalingConfig) -> Iterator[tuple[Placement, int]]:
     import ray
 
     try:
-        nodes = look_at_cluster()
-        yield place_workers(scaling, nodes), len(nodes)
+        yield find_room(scaling, tell) if has_cluster() else (place_workers(scaling, look_at_cluster()), 1)
     finally:
         ray.shutdown()
 
@@ -68,12 +71,12 @@ def check_this_machine(scaling: ScalingConfig) -> None:
         place_workers(scaling, look_at_this_machine())
 
 
-def look_around() -> list[Node]:
-    """The nodes a run would get, without starting anything."""
+def look_around() -> tuple[list[Node], bool]:
+    """The nodes a run would get, and whether something adds more, without starting anything."""
     if not has_cluster():
-        return look_at_this_machine()
+        return look_at_this_machine(), False
     with connected():
-        return look_at_cluster()
+        return look_at_cluster(), has_autoscaler()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,10 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+# A node's label, as Ray and Kubernetes have it. No operator: what is asked for is one value.
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9][A-Za-z0-9.-]{{0,252}}/)?{_LABEL}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^{_LABEL}$")]
 
 
 class Contradiction(ValueError):
@@ -152,12 +156,25 @@ class TrainConfig(Section):
         return self
 
 
+_OWN_KEYS = {"CPU": "scaling.cpus_per_worker", "GPU": "scaling.use_gpu"}
+
+
 class ScalingConfig(Section):
-    """How many workers, and on what. Layout only: it never changes what is learned."""
+    """How many workers, and on what. Layout only: it never changes what is learned.
+
+    `placement`: pack has the workers on as few nodes as hold them, spread on as many as there are. A worker takes
+    `resources_per_worker` beside CPUs and a GPU, and goes only to nodes that have all `node_labels`.
+    `wait_minutes`: how long nodes are waited for where the workers do not fit; null: as the cluster has an autoscaler
+    or not.
+    """
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     use_gpu: Literal["auto"] | Flag = "auto"
     cpus_per_worker: PositiveInt = 1
+    resources_per_worker: dict[Text, PositiveFloat] = {}
+    node_labels: dict[LabelKey, LabelValue] = {}
+    placement: Literal["pack", "spread"] = "pack"
+    wait_minutes: NonNegativeFloat | None = None
     max_failures: CountOrOff = 3
 
     @property
@@ -179,6 +196,25 @@ class ScalingConfig(Section):
                 "scaling.num_workers is [min, max], and this min is above the max",
                 "scaling.num_workers",
                 fix={"scaling.num_workers": [self.max_workers, self.min_workers]},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        for name, key in _OWN_KEYS.items():
+            if name in self.resources_per_worker:
+                raise Contradiction(
+                    f"scaling.resources_per_worker holds {name}, which has a key of its own",
+                    "scaling.resources_per_worker",
+                    fix={key: True if name == "GPU" else max(1, int(self.resources_per_worker[name]))},
+                )
+        if self.node_labels and not isinstance(self.num_workers, int):
+            raise Contradiction(
+                "scaling.node_labels does not go with an elastic scaling.num_workers: Ray counts nodes for it "
+                "without their labels, and would wait for workers that the labelled ones do not hold",
+                "scaling.num_workers",
+                "scaling.node_labels",
+                fix={"scaling.num_workers": self.max_workers},
             )
         return self
 
