@@ -99,7 +99,7 @@ def show_conversion(done: Conversion) -> None:
     lines = [
         f"{done.source}: {describe_layout(done.layout)}",
         f"  {millions:.2f} million parameters, {done.dtype}",
-        *(f"  assumed: {note}" for note in done.notes),
+        *(f"  {note}" for note in done.notes),
         f"written: {done.target} ({done.layout.architecture})",
         *(f"  missing: {what}" for what in done.missing),
     ]

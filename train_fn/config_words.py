@@ -20,7 +20,7 @@ SCRATCH = ("model", "scratch")  # the one key whose value is a mapping with keys
 _STEPS = "a whole number of steps, or 0 for never"
 # Said better by hand than from the models.
 _LEGAL = {
-    "model.name": "text: a hub id or a folder",
+    "model.name": "text: a hub id, a folder, or a .pth file of MiniMind's",
     "model.scratch": "the keys of a transformers config",
     "model.tokenizer": "text: a hub id, a folder, or quickstart",
     "model.chat_template": "text: a file, or the name of a shipped template",

@@ -150,7 +150,9 @@ def _settle_generation(config: Any, asked: Generation | None) -> tuple[Generatio
         raise ConfigError(Problem(what, fix=f"--generation {legal[0]}, or leave it out"))
     if asked or remembered in legal or len(legal) == 1:
         return generation, []
-    return generation, [f"names of the generation {generation} (--generation llama for those from April 26, 2025)"]
+    return generation, [
+        f"assumed: names of the generation {generation} (--generation llama for those from April 26, 2025)"
+    ]
 
 
 def _find_foreign(config: Any) -> Iterator[str]:
@@ -195,4 +197,4 @@ def _list_settings(config: Any, layout: Layout) -> Iterator[str]:
         ("experts per token", layout.per_token or None, EXPERTS_PER_TOKEN[generation] if layout.experts else None),
     ):
         if found != default:
-            yield f"{name}: {found}, to be set in MiniMind's config, whose default is {default}"
+            yield f"to be set in MiniMind's config: {name} {found}, not its default {default}"

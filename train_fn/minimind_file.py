@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sftray.train_fn.errors import CheckpointError, ConfigError, Problem, StoreError
+from sftray.train_fn.minimind_layout import is_weights_file
 
-ENDINGS = (".pth", ".pt")
 _SAVED = "a file as MiniMind's scripts save it, such as out/pretrain_512.pth"
 
 
@@ -31,7 +31,7 @@ def load_file(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(Problem("the file is empty", where, fix="copy or download it again"))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        beside = [p.name for p in sorted(path.absolute().parent.glob("*")) if p.suffix in ENDINGS][:5]
+        beside = [p.name for p in sorted(path.absolute().parent.glob("*")) if is_weights_file(p.name)][:5]
         why = f"beside it: {', '.join(beside)}" if beside else None
         raise ConfigError(Problem(f"there is no file {path}", why=why, fix="the path of a .pth file")) from error
     except IsADirectoryError as error:

@@ -1,5 +1,6 @@
 """Folders of Hugging Face's layout that were MiniMind's weights, and can become them again."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from sftray.train_fn.errors import CheckpointError, ConfigError, Problem, StoreError
+from sftray.train_fn.local_copies import keep_copy
 from sftray.train_fn.minimind_config import build_config, describe_config, load_config
 from sftray.train_fn.minimind_file import load_file
 from sftray.train_fn.minimind_layout import EMBEDDING, HEAD, Generation, Layout
@@ -23,6 +25,7 @@ from sftray.train_fn.minimind_weights import check_dtype, get_shapes, to_minimin
 from sftray.train_fn.tokenizer import explain_foreign
 
 WEIGHTS = "model.safetensors"
+_EDITION = 1  # of what is written; a change of it makes converted copies anew
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "vocab.json", "merges.txt"),
@@ -79,6 +82,23 @@ def write_folder(converted: Converted, folder: Path, tokenizer: Path | None = No
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def convert_here(path: Path) -> Path:
+    """A folder with what a `.pth` file holds, beside the copies of buckets: one for all processes of this machine.
+
+    Raises:
+        ConfigError: there is no such file. CheckpointError: it is no model of MiniMind's.
+        StoreError: there is no room for the folder.
+    """
+    path = path.expanduser().absolute()
+    try:
+        state = path.stat()
+    except OSError as error:
+        what = f"model.name: {path} cannot be read: {error.strerror}"
+        raise ConfigError(Problem(what, fix="model.name: a .pth file, a folder, or a hub id")) from error
+    mark = hashlib.sha256(f"{_EDITION} {path} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:24]
+    return keep_copy(f"minimind-{mark}", lambda folder: fill_folder(read_minimind(path, Asked()), folder))
+
+
 def refuse_taken(folder: Path) -> None:
     """Raise ConfigError where something is there already, other than an empty folder."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -117,8 +137,15 @@ def read_folder(folder: Path, generation: Generation | None) -> Converted:
 def _prove_loads(folder: Path) -> None:
     """Raise CheckpointError unless transformers finds every tensor that its model has, and no other."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    _, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        _, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     wrong = {kind: keys for kind, keys in told.items() if keys}
     if wrong:
         what = "the installed transformers does not load what was converted"

@@ -20,6 +20,7 @@ Generation = Literal["original", "llama", "minimind-3"]
 GENERATIONS: tuple[Generation, ...] = ("original", "llama", "minimind-3")
 Shape = tuple[int, ...]
 
+ENDINGS = (".pth", ".pt")
 DEFAULT_HEADS = 8
 ROPE_THETA = 1e6
 NORM_EPS: dict[Generation, float] = {"original": 1e-5, "llama": 1e-5, "minimind-3": 1e-6}
@@ -41,6 +42,11 @@ _ORIGINAL = {
     "post_attention_layernorm": "ffn_norm",
 }
 _LONGEST_FIRST = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in sorted(_ORIGINAL, key=len, reverse=True)))
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether a model of this name is a file of MiniMind's, by its ending."""
+    return name.lower().endswith(ENDINGS)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def read_layout(shapes: Mapping[str, Shape], where: str, asked: Asked) -> tuple[
         per_token = asked.experts_per_token or EXPERTS_PER_TOKEN[generation]
         _refuse_experts(per_token, sizes["experts"])
         if asked.experts_per_token is None:
-            assumed.append(f"{per_token} of {sizes['experts']} experts per token (--experts-per-token N for others)")
+            assumed.append(
+                f"assumed: {per_token} of {sizes['experts']} experts per token (--experts-per-token N for others)"
+            )
     layout = Layout(
         generation,
         dim=sizes["dim"],
@@ -115,7 +117,9 @@ def _settle_heads(generation: Generation, sizes: dict[str, int], asked: Asked) -
             )
         )
     assumed = (
-        [] if asked.heads else [f"{heads} heads, as MiniMind's are: the file does not say (--heads N for others)"]
+        []
+        if asked.heads
+        else [f"assumed: {heads} heads, as MiniMind has: the file does not say (--heads N for others)"]
     )
     return heads, width, assumed
 

@@ -23,6 +23,7 @@ class Shape:
     alpha: float = 0.1
     rope_theta: float = 1e6
     norm_eps: float = 1e-5
+    halves: bool = False  # the rotary embedding of later versions: (0, d/2), (1, d/2 + 1)… are turned
 
     @property
     def hidden_dim(self) -> int:
@@ -30,8 +31,11 @@ class Shape:
         return 64 * -(-int(8 * self.dim / 3) // 64)
 
 
-def rotate(x_BTHd: Tensor, theta: float) -> Tensor:
-    """Turn each pair of neighbours (0, 1), (2, 3)… by position · theta^(-2i/d), as complex numbers."""
+def rotate(x_BTHd: Tensor, theta: float, halves: bool) -> Tensor:
+    """Turn each pair of neighbours (0, 1), (2, 3)… by position · theta^(-2i/d), as complex numbers; or of halves."""
+    if halves:
+        mixed = x_BTHd.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        return rotate(mixed, theta, False).unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
     _, length, _, width = x_BTHd.shape
     speeds = theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), speeds)
@@ -60,7 +64,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q, k, v = (w(x_BTD).unflatten(-1, (-1, self.width)) for w in (self.wq, self.wk, self.wv))
-        q, k = rotate(q, self.shape.rope_theta), rotate(k, self.shape.rope_theta)
+        q, k = (rotate(x, self.shape.rope_theta, self.shape.halves) for x in (q, k))
         sharing = self.shape.n_heads // self.shape.n_kv_heads
         k, v = k.repeat_interleave(sharing, dim=2), v.repeat_interleave(sharing, dim=2)
         scores = torch.einsum("bthd,bshd->bhts", q, k) / self.width**0.5
