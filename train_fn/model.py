@@ -171,11 +171,25 @@ def build_model(model: ModelConfig, loaded: LoadedTokenizer, device: torch.devic
             built = AutoModelForCausalLM.from_pretrained(_find_source(str(model.name)), config=config, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(describe_missing(str(model.name or model.scratch), "model", "model", error)) from error
+    _freeze_as_built(built)
     if len(loaded.tokenizer) > built.get_input_embeddings().weight.shape[0]:
         built.resize_token_embeddings(len(loaded.tokenizer))
     if model.gradient_checkpointing:
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built.to(device).train()
+
+
+def _freeze_as_built(model: Any) -> None:
+    """What the architecture's code makes without a gradient has none, though loading makes every parameter anew.
+
+    Otherwise each worker waits for gradients that never come, as of Ernie's correction of the choice of experts.
+    """
+    with torch.device("meta"):
+        built = type(model)(model.config)
+    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def settle_generation(model: Any, loaded: LoadedTokenizer, end_of_turn_id: int) -> None:
