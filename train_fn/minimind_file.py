@@ -3,7 +3,9 @@
 import contextlib
 import os
 import pickle
+import re
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,17 @@ from torch import Tensor
 from sftray.train_fn.errors import CheckpointError, ConfigError, Problem, StoreError
 from sftray.train_fn.minimind_layout import is_weights_file
 
+# Whatever torch's readers trip over in a file that is not theirs.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 _SAVED = "a file as MiniMind's scripts save it, such as out/pretrain_512.pth"
 
 
@@ -24,31 +37,12 @@ def load_file(path: Path) -> dict[str, Tensor]:
         ConfigError: there is no such file. CheckpointError: it is no state dict; it says what it is instead.
     """
     where = str(path)
+    head = _read_head(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(64)
-        if not head:
-            raise CheckpointError(Problem("the file is empty", where, fix="copy or download it again"))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        beside = [p.name for p in sorted(path.absolute().parent.glob("*")) if is_weights_file(p.name)][:5]
-        why = f"beside it: {', '.join(beside)}" if beside else None
-        raise ConfigError(Problem(f"there is no file {path}", why=why, fix="the path of a .pth file")) from error
-    except IsADirectoryError as error:
-        what = f"{path} is a folder, and weights of MiniMind's are a file"
-        raise ConfigError(Problem(what, fix=f"--to minimind, if {path} is to become one")) from error
-    except OSError as error:
-        raise ConfigError(Problem(f"it cannot be read: {error.strerror or error}", where, fix=_SAVED)) from error
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-    ) as error:
-        # Whatever torch's readers trip over in a file that is not theirs.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's of pickles that it did not write; they are told of below
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         raise CheckpointError(_explain_unreadable(where, head, error)) from error
     _refuse_no_state_dict(found, where)
     return dict(found)
@@ -84,22 +78,38 @@ def refuse_existing(path: Path) -> None:
         raise ConfigError(Problem(f"{path} is there already", fix="another name, or remove it first"))
 
 
+def _read_head(path: Path) -> bytes:
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError as error:
+        beside = [p.name for p in sorted(path.absolute().parent.glob("*")) if is_weights_file(p.name)][:5]
+        why = f"beside it: {', '.join(beside)}" if beside else None
+        raise ConfigError(Problem(f"there is no file {path}", why=why, fix="the path of a .pth file")) from error
+    except OSError as error:
+        raise ConfigError(Problem(f"it cannot be read: {error.strerror or error}", where, fix=_SAVED)) from error
+    if not head:
+        raise CheckpointError(Problem("the file is empty", where, fix="copy or download it again"))
+    return head
+
+
 def _explain_unreadable(where: str, head: bytes, error: Exception) -> Problem:
     text = " ".join(str(error).split())
     if head.startswith(b"version https://git-lfs"):
         return Problem("a Git LFS pointer, not the weights", where, fix="fetch the file itself: git lfs pull")
-    if "Unsupported global" in text or "Unsupported class" in text or "Unsupported operand" in text:
-        name = text.partition("GLOBAL ")[2].partition(" ")[0] or "something else than tensors"
+    if isinstance(error, pickle.UnpicklingError) and (called := re.search(r"GLOBAL ([\w.]+)", text)):
         return Problem(
-            f"the file holds more than tensors: loading it would run code ({name})",
+            f"the file holds more than tensors: loading it would run code ({called[1].rstrip('.')})",
             where,
             why="a pickle can do anything to this machine; only tensors and plain values are loaded",
             fix="a bare state dict: torch.save(model.state_dict(), 'new.pth') where the file comes from",
         )
+    why = None if isinstance(error, pickle.UnpicklingError) else text[:200]  # torch's text says how to run code
     if head.startswith(b"PK\x03\x04"):
-        what, why = "the file is damaged, or a ZIP archive that torch.save did not write", text[:200]
+        what = "the file is damaged, or a ZIP archive that torch.save did not write"
     elif head.startswith(b"\x80"):
-        what, why = "the file is damaged, or a pickle that torch.save did not write", text[:200]
+        what = "the file is damaged, or a pickle that torch.save did not write"
     else:
         what, why = "this is no file of torch.save's", f"it begins with {head[:16]!r}"
     return Problem(what, where, why, fix=f"copy or download it again: {_SAVED}")
