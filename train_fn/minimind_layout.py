@@ -45,8 +45,9 @@ _LONGEST_FIRST = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in sorte
 
 
 def is_weights_file(name: str) -> bool:
-    """Whether a model of this name is a file of MiniMind's, by its ending."""
-    return name.lower().endswith(ENDINGS)
+    """Whether a model of this name is a file of MiniMind's, by its ending; the options of a URL do not count."""
+    path = name.partition("?")[0] if "://" in name else name
+    return path.lower().endswith(ENDINGS)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from local_runs import build_job, run_here
 from minimind_files import save_small
 from minimind_model import ReferenceModel, Shape
+from s3_server import make_place
 from tiny_runs import build_config, read_metrics
 from toy_data import save_byte_tokenizer
 
@@ -18,6 +19,7 @@ from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.local_copies import CACHE
 from sftray.train_fn.minimind_folder import read_folder
 from sftray.train_fn.model import build_model, load_model_config
+from sftray.train_fn.places import as_path
 from sftray.train_fn.tokenizer import LoadedTokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
@@ -93,6 +95,15 @@ def test_it_is_converted_once_for_all_processes_and_again_when_it_changes(
     save_reference(tmp_path / "in.pth", 4)
     assert len(list_copies()) == 2 and first in list_copies()
     assert load_model_config(model, loaded[1]).model_type == "ernie4_5_moe"
+
+
+def test_it_may_stand_in_a_bucket(tmp_path: Path, loaded: tuple[str, LoadedTokenizer], s3_endpoint: str) -> None:
+    save_reference(tmp_path / "in.pth", 0)
+    url = make_place(s3_endpoint).replace("/alpha?", "/in.pth?")
+    with pytest.raises(ConfigError, match=r"(?s)model\.name: no model .*No such object"):
+        load_model_config(ModelConfig(name=url, tokenizer=loaded[0]), loaded[1])
+    as_path(url).write_bytes((tmp_path / "in.pth").read_bytes())
+    assert load_model_config(ModelConfig(name=url, tokenizer=loaded[0]), loaded[1]).vocab_size == VOCABULARY
 
 
 def test_a_file_that_is_no_model_is_told_as_such(tmp_path: Path, loaded: tuple[str, LoadedTokenizer]) -> None:
