@@ -1,6 +1,7 @@
 """Running the trials of a sweep with Ray Tune."""
 
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +51,8 @@ def run_trials(
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
+    said = logging.getLogger("ray.tune.execution.tune_controller")
+    said.addFilter(_OneLine())
     crews = cache.parent / CREWS
     remove_tree(cache)
     remove_tree(crews)
@@ -78,6 +81,16 @@ def run_trials(
         free_lost(crews)
         for folder in (cache, crews):
             remove_tree(folder)
+
+
+class _OneLine(logging.Filter):
+    """What Tune says of a trial whose process was lost, without the traceback of its own that tells nothing more."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            why = str(record.exc_info[1]).strip().partition("\n")[0][:200]
+            record.msg, record.args, record.exc_info = f"{record.getMessage()}: {why}", (), None
+        return True
 
 
 def _build_trainable(placement: Placement, max_failures: int) -> type:

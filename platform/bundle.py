@@ -17,6 +17,7 @@ from sftray.platform.shipped import load_named_config
 from sftray.platform.submit_words import Inner, parse_inner
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.minimind_layout import is_weights_file
 
 LIMIT_BYTES = 50 * 10**6  # Ray takes a working directory of 100 MiB, and packs it in memory
 
@@ -116,9 +117,14 @@ def _list_paths(config: RunConfig) -> Iterable[tuple[str, str]]:
                 yield f"data.{key}", path
     for key in ("name", "tokenizer", "chat_template"):
         value = getattr(config.model, key)
-        # A hub's id looks like a path: it is one where something stands there.
-        if value and (os.path.isabs(value) or value.startswith("~") or os.path.exists(value)):
+        # A hub's id looks like a path: it is one where something stands there, or where it is named like a file.
+        if value and "://" not in value and _is_path(key, value):
             yield f"model.{key}", value
+
+
+def _is_path(key: str, value: str) -> bool:
+    is_file = key == "name" and is_weights_file(value)
+    return is_file or os.path.isabs(value) or value.startswith("~") or os.path.exists(value)
 
 
 def _collect(key: str, path: str) -> dict[str, Path] | Problem | None:

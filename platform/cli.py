@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sftray.platform.cli_convert import convert
 from sftray.platform.cli_jobs import doctor, logs, status, stop, submit
 from sftray.platform.cli_runs import runs
 from sftray.platform.cli_sweep import show_sweep, tune
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(runs, name="runs")
+app.add_typer(convert, name="convert")
 for _command in (tune, submit, status, logs, stop, doctor):
     app.command()(_command)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sftray.train_fn.minimind_layout import is_weights_file
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
@@ -43,7 +45,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Which model: a pretrained one by `name`, or an untrained one by `scratch`."""
+    """Which model: a pretrained one by `name` (a hub id, a folder, or a `.pth` file of MiniMind's), or an untrained
+    one by `scratch`.
+    """
 
     name: Text | None = None
     scratch: dict[str, Any] | None = None
@@ -66,6 +70,16 @@ class ModelConfig(Section):
             raise Contradiction(
                 "model needs name (a pretrained model) or scratch (an untrained one)",
                 fix={"model.name": "HuggingFaceTB/SmolLM2-135M"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_of_a_file(self) -> Self:
+        if self.name is not None and is_weights_file(self.name) and self.tokenizer is None:
+            raise Contradiction(
+                "model.name is a file of weights, and needs model.tokenizer: the file brings none",
+                "model.name",
+                fix={"model.name": self.name, "model.tokenizer": "path/to/minimind/model"},
             )
         return self
 

@@ -22,7 +22,7 @@ MAPPINGS = (SCRATCH, ("scaling", "resources_per_worker"), ("scaling", "node_labe
 _STEPS = "a whole number of steps, or 0 for never"
 # Said better by hand than from the models.
 _LEGAL = {
-    "model.name": "text: a hub id or a folder",
+    "model.name": "text: a hub id, a folder, or a .pth file of MiniMind's",
     "model.scratch": "the keys of a transformers config",
     "model.tokenizer": "text: a hub id, a folder, or quickstart",
     "model.chat_template": "text: a file, or the name of a shipped template",

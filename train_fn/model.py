@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sftray.train_fn.config import ModelConfig
-from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.errors import CheckpointError, ConfigError, Problem
 from sftray.train_fn.local_copies import copy_source
+from sftray.train_fn.minimind_layout import is_weights_file
 from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing, explain_foreign, load_tokenizer
 
 # Kernels sum in different orders for different neighbours; a leak moves logits by far more than this.
@@ -22,6 +23,7 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
 
     Raises:
         ConfigError: unknown architecture or keys in `model.scratch`, or a model that cannot be found.
+        CheckpointError: `model.name` is a file that holds no model of MiniMind's.
     """
     from transformers import AutoConfig
 
@@ -30,7 +32,9 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
     else:
         assert model.name is not None
         try:
-            config = AutoConfig.from_pretrained(copy_source(model.name), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(_find_source(model.name), trust_remote_code=False)
+        except (ConfigError, CheckpointError):  # of a file that is no model of MiniMind's
+            raise
         except Exception as error:  # over a broken config.json it raises anything; the problem says it
             raise ConfigError(describe_missing(model.name, "model.name", "model", error)) from error
     if getattr(config, "is_encoder_decoder", False):
@@ -42,6 +46,16 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
             )
         )
     return config
+
+
+def _find_source(name: str) -> str:
+    """What transformers is given: a hub id, or a folder of this machine."""
+    source = copy_source(name)
+    if not is_weights_file(name):
+        return source
+    from sftray.train_fn.minimind_folder import convert_here
+
+    return str(convert_here(Path(source)))
 
 
 def refuse_too_long(model_config: Any, max_seq_len: int) -> None:
@@ -154,14 +168,28 @@ def build_model(model: ModelConfig, loaded: LoadedTokenizer, device: torch.devic
         elif model.scratch is not None:
             built = AutoModelForCausalLM.from_config(config, **options)
         else:
-            built = AutoModelForCausalLM.from_pretrained(copy_source(str(model.name)), config=config, **options)
+            built = AutoModelForCausalLM.from_pretrained(_find_source(str(model.name)), config=config, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(describe_missing(str(model.name or model.scratch), "model", "model", error)) from error
+    _freeze_as_built(built)
     if len(loaded.tokenizer) > built.get_input_embeddings().weight.shape[0]:
         built.resize_token_embeddings(len(loaded.tokenizer))
     if model.gradient_checkpointing:
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built.to(device).train()
+
+
+def _freeze_as_built(model: Any) -> None:
+    """What the architecture's code makes without a gradient has none, though loading makes every parameter anew.
+
+    Otherwise each worker waits for gradients that never come, as of Ernie's correction of the choice of experts.
+    """
+    with torch.device("meta"):
+        built = type(model)(model.config)
+    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def settle_generation(model: Any, loaded: LoadedTokenizer, end_of_turn_id: int) -> None:

@@ -39,6 +39,18 @@ def find_problems(*arguments: str) -> str:
     return "\n".join(f"{each.what} / {each.why} / {each.fix}" for each in caught.value.problems)
 
 
+def test_a_file_of_weights_travels_and_one_that_is_not_there_is_missed(here: Path) -> None:
+    write_config(here / "run.yaml")
+    given = ["train", "run.yaml", "model.scratch=null", "model.name=out/in.pth", "name=mine"]
+    assert "model.name: nothing is at out/in.pth" in find_problems(*given)
+    (here / "out").mkdir()
+    (here / "out" / "in.pth").write_bytes(b"weights")
+    bundle = plan_bundle(given)
+    assert "out/in.pth" in bundle.files and not bundle.elsewhere
+    given[3] = "model.name=/shared/in.pth"
+    assert plan_bundle(given).elsewhere == ["/shared/in.pth"]
+
+
 def test_the_config_and_what_it_names_travel_and_nothing_else(here: Path, tmp_path: Path) -> None:
     bundle = plan_bundle(["train", "run.yaml", "name=mine", "optim.learning_rate=1e-3"])
     assert sorted(bundle.files) == ["data/a.jsonl", "data/b.jsonl", "run.yaml"]

@@ -53,7 +53,10 @@ sys.exit(code)
     assert all(name in done.stdout for name in ("train", "resume", "plan", "runs", "chat"))
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["plan"], ["resume"], ["chat"], ["runs", "list"], ["runs", "show"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["plan"], ["resume"], ["chat"], ["runs", "list"], ["runs", "show"], ["convert", "minimind"]],
+)
 def test_every_command_has_help(arguments: list[str], capsys: Capture) -> None:
     assert main([*arguments, "--help"]) == 0
     assert f"Usage: sftray {' '.join(arguments)}" in capsys.readouterr().out

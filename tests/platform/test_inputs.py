@@ -42,6 +42,14 @@ def test_files_of_the_job_are_copied_by_their_content_and_others_stay(job: Path,
     assert len(list((store / "tokens" / "inputs").iterdir())) == 3
 
 
+def test_a_file_of_weights_keeps_its_name(job: Path, tmp_path: Path) -> None:
+    (job / "in.pth").write_bytes(b"weights")
+    model = {"scratch": None, "name": "in.pth"}
+    resolved = settle_paths(Resolved(build_config(job, data={"train": "data/a.jsonl"}, model=model), {}))
+    kept = Path(str(keep_inputs(resolved, store := tmp_path / "store").config.model.name))
+    assert kept.name == "in.pth" and kept.read_bytes() == b"weights" and kept.is_relative_to(store)
+
+
 def test_outside_of_a_job_nothing_is_copied(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     resolved = settle(job, train="data/*.jsonl")

@@ -146,6 +146,12 @@ WHOLE = [
     ("model:\ndata: {train: a}\n", "run.yaml:1", "model needs name", NAMED),
     (HALF + "  scratch:\n    hidden_size: 8\n", "run.yaml:4", "needs architecture", LLAMA),
     (HALF + "  scratch:\n    architecture: 3\n", "run.yaml:5", "needs architecture", LLAMA),
+    (
+        HALF.replace("tokenizer: t", "name: a.pth"),
+        "run.yaml:3",
+        "needs model.tokenizer: the file brings none",
+        "a.pth",
+    ),
     (HALF.replace("tokenizer", "name") + f"  scratch: {{{LLAMA}}}\n", "run.yaml:4", "not both", "keep one"),
     (HALF + f"  scratch: {{{LLAMA}, n: 010}}\n", "run.yaml:4", "model.scratch.n: 010 means 8", "write 8 or 10"),
     (f"data: {{train: a}}\nmodel: {{scratch: {{{LLAMA}}}}}\n", "run.yaml:2", "needs model.tokenizer", "quickstart}"),
