@@ -51,8 +51,7 @@ def run_trials(
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
-    said = logging.getLogger("ray.tune.execution.tune_controller")
-    said.addFilter(_OneLine())
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_ONE_LINE)
     crews = cache.parent / CREWS
     remove_tree(cache)
     remove_tree(crews)
@@ -91,6 +90,9 @@ class _OneLine(logging.Filter):
             why = str(record.exc_info[1]).strip().partition("\n")[0][:200]
             record.msg, record.args, record.exc_info = f"{record.getMessage()}: {why}", (), None
         return True
+
+
+_ONE_LINE = _OneLine()
 
 
 def _build_trainable(placement: Placement, max_failures: int) -> type:
