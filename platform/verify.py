@@ -109,6 +109,7 @@ def count_workers(config: RunConfig) -> int:
 
 def find_exemption(config: RunConfig) -> str | None:
     """Why another layout may learn otherwise with this model, which is then said and not promised."""
+    from sftray.train_fn.balance import choose_balance
     from sftray.train_fn.model import load_model_config
     from sftray.train_fn.tokenizer import load_tokenizer
 
@@ -118,8 +119,9 @@ def find_exemption(config: RunConfig) -> str | None:
     ]
     if dropout:
         return f"{dropout[0]} draws other random numbers on another layout"
-    if getattr(model, "router_aux_loss_coef", 0.0) and config.model.aux_loss_coef != 0:
-        return "the model computes its auxiliary loss per batch"
+    form, weight = choose_balance(model, config.model.aux_loss_coef)
+    if weight and form == "batch":
+        return "the auxiliary loss of this model is one of each batch"
     return None
 
 

@@ -79,6 +79,8 @@ def _collect(
     }
     if outcome.aux_loss is not None:
         metrics["train/aux_loss"] = outcome.aux_loss
+    if outcome.expert_load is not None:
+        metrics["moe/expert_load_max"], metrics["moe/expert_load_min"] = outcome.expert_load
     return metrics
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from sftray.train_fn.balance import Routers
 from sftray.train_fn.chat import build_chat_format
 from sftray.train_fn.checkpoint import Checkpoint
 from sftray.train_fn.config import RunConfig
@@ -82,13 +82,14 @@ def build_trainer(
     if source is not None:
         state = load_trainer_state(source, model, optimizer, place.device)
         scaler.load_state_dict(state["scaler"])
-    head = TargetHead(model)
+    head, routers = TargetHead(model), Routers(model, config.model.aux_loss_coef)
     if config.model.compile:
         model.compile(dynamic=True)
     trainer = Trainer(
         model=model,
         wrapped=model,
         head=head,
+        routers=routers,
         optimizer=optimizer,
         scaler=scaler,
         device=place.device,
@@ -97,14 +98,5 @@ def build_trainer(
         seed=config.train.seed,
         rank=place.rank,
         world_size=place.world_size,
-        aux_loss_coef=choose_aux_coef(model, config.model.aux_loss_coef),
     )
     return trainer, state
-
-
-def choose_aux_coef(model: nn.Module, asked: float | None) -> float:
-    """The weight of the auxiliary loss: what is asked for, or the model's own; 0 for a dense model."""
-    own = getattr(model.config, "router_aux_loss_coef", None)
-    if own is None:
-        return 0.0
-    return float(own if asked is None else asked)
