@@ -48,18 +48,29 @@ class RunPlan:
         examples = examples[: self.count_examples(step + 1) - self.count_examples(step)]
         lengths = self.lengths[examples]
         layout = lay_out(examples, lengths, self.world_size, self.budget)
-        return StepPlan(
-            epoch=epoch,
-            examples=examples,
-            micro_batches=layout,
-            num_tokens=int(lengths.sum()),
-            num_target_tokens=int(self.target_counts[examples].sum()),
-            padded_tokens=_count_padded(layout, self.lengths),
-        )
+        return describe_step(epoch, examples, layout, self.lengths, self.target_counts)
 
     def count_examples(self, steps_done: int) -> int:
         done = count_examples_before(steps_done, len(self.lengths), self.global_batch_size)
         return done if self.max_examples is None else min(done, self.max_examples)
+
+
+def describe_step(
+    epoch: int,
+    examples: NDArray[np.int64],
+    layout: list[list[MicroBatch]],
+    lengths: NDArray[np.int64],
+    target_counts: NDArray[np.int64],
+) -> StepPlan:
+    """A step of these examples, laid out so, with its counts; `lengths` and `target_counts` are of all examples."""
+    return StepPlan(
+        epoch=epoch,
+        examples=examples,
+        micro_batches=layout,
+        num_tokens=int(lengths[examples].sum()),
+        num_target_tokens=int(target_counts[examples].sum()),
+        padded_tokens=_count_padded(layout, lengths),
+    )
 
 
 def lay_out(

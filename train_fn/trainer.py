@@ -1,5 +1,6 @@
 """What a worker builds before its first step."""
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from sftray.train_fn.chat import build_chat_format
 from sftray.train_fn.checkpoint import Checkpoint
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.loader import RunPlan, count_total_steps
+from sftray.train_fn.loop import TakeStep, take_step
 from sftray.train_fn.loss import TargetHead
 from sftray.train_fn.model import build_model, refuse_leak, settle_generation
 from sftray.train_fn.optimizer import build_optimizer
@@ -42,7 +44,7 @@ def build_budget(config: RunConfig, attention: str | None = None) -> Budget:
 
 def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attention: str | None = None) -> RunPlan:
     train, batch = config.train, config.global_batch_size
-    return RunPlan(
+    run = RunPlan(
         lengths=store.lengths,
         target_counts=store.target_counts,
         seed=train.seed,
@@ -52,6 +54,17 @@ def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attent
         budget=build_budget(config, attention),
         max_examples=train.max_examples,
     )
+    return open_replay().plan_replay(run, config) if train.replay_seed else run
+
+
+def choose_step(config: RunConfig) -> TakeStep:
+    """How the run takes its steps."""
+    return open_replay().replay_step if config.train.replay_seed else take_step
+
+
+def open_replay() -> Any:
+    """The module of the seed's loop, which no other needs."""
+    return importlib.import_module("sftray.train_fn.replay")
 
 
 def build_trainer(
