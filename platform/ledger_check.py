@@ -45,6 +45,8 @@ def check_ledger(run_dir: Path) -> LedgerCheck:
         batch = config.global_batch_size
     except (ConfigError, KeyError, TypeError, ValueError):
         return LedgerCheck(unknown="config.yaml or data.json cannot be read")
+    if config.train.replay_seed:
+        return LedgerCheck(unknown="the seed's loop was replayed, which leaves examples out at the end")
     broken_at = find_break(found, config.train.seed, batch, num_examples, config.train.max_examples)
     return LedgerCheck(len(found), max(step for step, _ in found), broken_at)
 

@@ -95,11 +95,17 @@ def build_curves(metrics: pd.DataFrame) -> list[Part]:
         Curve("training", take(metrics, "train/loss"), SECOND, width=1.5),
         Curve("validation", take(metrics, "val/loss"), BEST, width=2.5, markers=True),
     ]
+    load = [
+        Curve("fullest", take(metrics, "moe/expert_load_max"), SECOND),
+        Curve("emptiest", take(metrics, "moe/expert_load_min"), BEST),
+    ]
     pictures = [
         *_picture("Loss, nats per target token", loss, Axis("loss", log=None), wide=True, height=380),
         *_picture_of(metrics, "optim/learning_rate", "Learning rate", Axis("learning rate", from_zero=True)),
         *_picture_of(metrics, "perf/target_tokens_per_second", "Throughput", Axis("target tokens/s", from_zero=True)),
         *_picture_of(metrics, "train/grad_norm", "Gradient norm, before clipping", Axis("norm", log=None)),
+        *_picture_of(metrics, "train/aux_loss", "Auxiliary loss, before its weight", Axis("loss", log=None)),
+        *_picture("Tokens of an expert, 1 is an even share", load, Axis("even shares", from_zero=True)),
     ]
     if not pictures:
         return [Words(["No step has been logged yet."], "note")]

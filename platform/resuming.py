@@ -16,6 +16,7 @@ _FIXED = (
     *("model.aux_loss_coef", "train.seed", "train.global_batch_size", "train.gradient_accumulation_steps"),
     *("train.precision", "train.replay_seed"),
 )
+_FIXED_IN_REPLAY = "train.micro_batch_size"  # over which the seed's loop takes its means
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -29,14 +30,15 @@ def load_changed(run_dir: Path, overrides: Sequence[str]) -> tuple[Resolved, Cha
     before, after = load_config(run_dir / CONFIG), load_config(run_dir / CONFIG, overrides)
     old, new = (_flatten(resolved.config.model_dump()) for resolved in (before, after))
     changes = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
-    problems = [_describe(run_dir, key, *values) for key, values in changes.items() if _is_fixed(key)]
+    fixed = (*_FIXED, _FIXED_IN_REPLAY) if before.config.train.replay_seed else _FIXED
+    problems = [_describe(run_dir, key, *values) for key, values in changes.items() if _is_fixed(key, fixed)]
     if problems:
         raise ConfigError(*problems)
     return after, changes
 
 
-def _is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED)
+def _is_fixed(key: str, fixed: Sequence[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in fixed)
 
 
 def _flatten(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

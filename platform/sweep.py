@@ -121,6 +121,14 @@ def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> N
                 fix="data.validation=0.05",
             )
         )
+    if resolved.config.train.replay_seed:
+        problems.append(
+            Problem(
+                "train.replay_seed does not go with a sweep",
+                why="MiniMind's loop ends with its epochs, and trials end after the same number of examples",
+                fix="sftray train, once for each setting",
+            )
+        )
     if options.repeats == 1:
         problems.append(
             Problem("--repeats 1 says nothing of chance", why="an interval needs two runs", fix="--repeats 3")

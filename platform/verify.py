@@ -32,6 +32,7 @@ from sftray.platform.run_directory import open_store, take_run_directory
 from sftray.platform.terminal import plain
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved
+from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.places import find_bucket, write_whole
 
 LOSS_TOLERANCE = 1e-6  # relative, fp32: the promise between two layouts
@@ -78,6 +79,14 @@ def verify_run(resolved: Resolved, label: str, options: VerifyOptions, console: 
     Raises:
         UserError: the config cannot be trained at all.
     """
+    if resolved.config.train.replay_seed:
+        raise ConfigError(
+            Problem(
+                "train.replay_seed: MiniMind's loop keeps none of the promises that are verified",
+                why="what it learns depends on the micro-batch, and it goes on one worker alone",
+                fix="train.replay_seed=false",
+            )
+        )
     resolved = settle_paths(resolved)
     store = open_store(resolved.config.store)
     prepared = prepare_run(resolved.config, store, console)
@@ -109,6 +118,7 @@ def count_workers(config: RunConfig) -> int:
 
 def find_exemption(config: RunConfig) -> str | None:
     """Why another layout may learn otherwise with this model, which is then said and not promised."""
+    from sftray.train_fn.balance import choose_balance
     from sftray.train_fn.model import load_model_config
     from sftray.train_fn.tokenizer import load_tokenizer
 
@@ -118,8 +128,9 @@ def find_exemption(config: RunConfig) -> str | None:
     ]
     if dropout:
         return f"{dropout[0]} draws other random numbers on another layout"
-    if getattr(model, "router_aux_loss_coef", 0.0) and config.model.aux_loss_coef != 0:
-        return "the model computes its auxiliary loss per batch"
+    form, weight = choose_balance(model, config.model.aux_loss_coef)
+    if weight and form == "batch":
+        return "the auxiliary loss of this model is one of each batch"
     return None
 
 

@@ -36,6 +36,7 @@ class Batch(TypedDict):
     position_ids: Tensor  # int64 [R, T], starting anew with every example
     predicts: Tensor  # bool [R, T]: the next token of the same example is a target
     target_ids: Tensor  # int64 [N]
+    segments: Tensor  # int64 [R, T]: which example of the micro-batch a token is of, from 1; 0 is padding
     tally: Tensor  # fp64 [2]: how many examples these are, and the sum of their digests, see ledger.py
 
 
@@ -65,7 +66,8 @@ def build_batch(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     predicts = np.zeros(shape, dtype=np.bool_)
-    target_ids = []
+    segments = np.zeros(shape, dtype=np.int64)
+    target_ids, number = [], 0
     for r, row in enumerate(rows):
         start = 0
         for example in row:
@@ -73,6 +75,8 @@ def build_batch(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             input_ids[r, start:stop] = example.input_ids
             position_ids[r, start:stop] = np.arange(stop - start)
             predicts[r, start:stop] = shift_targets(example)
+            number += 1
+            segments[r, start:stop] = number
             target_ids.append(example.input_ids[1:][example.loss_mask[1:]])
             start = stop
         position_ids[r, start:] = np.arange(width - start)
@@ -83,6 +87,7 @@ def build_batch(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         position_ids=torch.from_numpy(position_ids),
         predicts=torch.from_numpy(predicts),
         target_ids=torch.from_numpy(targets.astype(np.int64)),
+        segments=torch.from_numpy(segments),
         tally=torch.tensor([tally.count, tally.digest], dtype=torch.float64),
     )
 

@@ -145,6 +145,7 @@ class TrainConfig(Section):
     packing: Flag = True
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 1
+    replay_seed: Flag = False
     log_every: CountOrOff = 10
     eval_every: CountOrOff = 100
     save_every: CountOrOff = 100
@@ -159,6 +160,12 @@ class TrainConfig(Section):
             )
         if self.gradient_accumulation_steps is None and self.global_batch_size is None:
             object.__setattr__(self, "gradient_accumulation_steps", 1)
+        return self
+
+    @model_validator(mode="after")
+    def _unpacked_replay(self) -> Self:
+        if self.replay_seed and "packing" not in self.model_fields_set:
+            object.__setattr__(self, "packing", False)
         return self
 
     @model_validator(mode="after")
@@ -265,6 +272,34 @@ class RunConfig(Section):
     store: StoreConfig = StoreConfig()
     limits: LimitsConfig = LimitsConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _replayable(self) -> Self:
+        """MiniMind's loop, which train.replay_seed goes through, has some settings that cannot be others."""
+        train, optim = self.train, self.optim
+        if not train.replay_seed:
+            return self
+        micro, batch = train.micro_batch_size, self.global_batch_size
+        needs: dict[str, tuple[bool, object]] = {
+            "optim.schedule": (optim.schedule == "minimind", "minimind"),
+            "optim.weight_decay": (optim.weight_decay == 0.01, 0.01),
+            "optim.betas": (optim.betas == (0.9, 0.999), [0.9, 0.999]),
+            "train.max_steps": (train.max_steps is None, None),
+            "train.max_examples": (train.max_examples is None, None),
+            "train.global_batch_size": (batch % micro == 0, batch // micro * micro or micro),
+            "train.packing": (not train.packing, False),
+            "train.precision": (train.precision != "bf16", "fp32"),
+            "scaling.num_workers": (self.scaling.num_workers == 1, 1),
+        }
+        wrong = {key: right for key, (is_met, right) in needs.items() if not is_met}
+        if wrong:
+            raise Contradiction(
+                f"train.replay_seed goes through MiniMind's loop, which has other values of {', '.join(wrong)}",
+                *wrong,
+                "train.replay_seed",
+                fix=wrong,
+            )
+        return self
 
     @property
     def global_batch_size(self) -> int:

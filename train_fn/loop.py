@@ -1,7 +1,7 @@
 """The loop: a generator of step results that knows nothing of Ray, files or the terminal."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sftray.train_fn.batch import Batch
@@ -30,6 +30,18 @@ class StepResult:
     chain: str
 
 
+TakeStep = Callable[[Trainer, RunPlan, OptimConfig, Iterator[Batch], int], tuple[StepPlan, StepOutcome, float]]
+
+
+def take_step(
+    trainer: Trainer, run: RunPlan, optim: OptimConfig, batches: Iterator[Batch], index: int
+) -> tuple[StepPlan, StepOutcome, float]:
+    """Step `index` (0-based): what it was made of, what came of it, and its learning rate."""
+    plan = run.plan(index)
+    learning_rate = compute_learning_rate(index, run.total_steps, optim)
+    return plan, run_step(trainer, batches, plan, index, learning_rate), learning_rate
+
+
 def train_steps(
     trainer: Trainer,
     run: RunPlan,
@@ -37,8 +49,9 @@ def train_steps(
     batches: Iterator[Batch],
     start_step: int,
     chain: str = START,
+    take: TakeStep = take_step,
 ) -> Iterator[StepResult]:
-    """Train from `start_step`, whose ledger is `chain`, to the end.
+    """Train from `start_step`, whose ledger is `chain`, to the end. `take` is how a step is taken.
 
     Raises:
         DivergedError: MAX_SKIPPED_IN_A_ROW steps in a row had a loss or gradient that is not finite.
@@ -46,9 +59,7 @@ def train_steps(
     skipped_in_a_row = 0
     for index in range(start_step, run.total_steps):
         started = time.perf_counter()
-        plan = run.plan(index)
-        learning_rate = compute_learning_rate(index, run.total_steps, optim)
-        outcome = run_step(trainer, batches, plan, index, learning_rate)
+        plan, outcome, learning_rate = take(trainer, run, optim, batches, index)
         seconds = time.perf_counter() - started
         chain = extend_chain(chain, index + 1, outcome.tally)
         metrics = _collect(run, index + 1, plan, outcome, learning_rate, seconds)
@@ -79,6 +90,8 @@ def _collect(
     }
     if outcome.aux_loss is not None:
         metrics["train/aux_loss"] = outcome.aux_loss
+    if outcome.expert_load is not None:
+        metrics["moe/expert_load_max"], metrics["moe/expert_load_min"] = outcome.expert_load
     return metrics
 
 

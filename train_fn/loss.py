@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sftray.train_fn.balance import Routers, compute_balance, count_assignments
 from sftray.train_fn.batch import Batch
 
 # Above this many logits of one forward (2 GiB in fp32) the [N, V] tensor is not built: torch's chunked
@@ -19,10 +20,15 @@ CHUNK_ABOVE_LOGITS = 2**29
 
 @dataclass(frozen=True)
 class Forward:
-    """`loss_sum`: cross entropy in nats over the N targets, fp32. `aux_loss`: None for dense models."""
+    """`loss_sum`: cross entropy in nats over the N targets, fp32.
+
+    `aux_sum`: the auxiliary loss times what it is a mean over, tokens or examples; None where it was not wanted.
+    `assignments`: int64 [L, E], how many tokens each expert got; None where nobody listened or told.
+    """
 
     loss_sum: Tensor
-    aux_loss: Tensor | None
+    aux_sum: Tensor | None = None
+    assignments: Tensor | None = None
 
 
 class TargetHead:
@@ -73,15 +79,20 @@ def _is_plain_head(model: nn.Module, head: nn.Linear) -> bool:
     return torch.equal(logits.float(), known)
 
 
-def forward_loss(model: nn.Module, head: TargetHead, batch: Batch, want_aux: bool = False) -> Forward:
+def forward_loss(model: nn.Module, head: TargetHead, batch: Batch, routers: Routers | None = None) -> Forward:
     """One forward of the model, which may be wrapped in DDP, and the loss over its targets.
+
+    With `routers`, which are listened to, the auxiliary loss too.
 
     With no target at all the loss is 0 and still depends on every parameter, so that DDP's reduction runs.
     """
     num_targets = batch["target_ids"].numel()
     chunked = head.plain and num_targets * head.vocab_size > CHUNK_ABOVE_LOGITS
     head.predicts, head.chunked = batch["predicts"], chunked
-    extra = {"output_router_logits": True} if want_aux else {}
+    own_aux = routers is not None and routers.weight > 0 and not routers.tell
+    extra = {"output_router_logits": True} if own_aux else {}  # so asked it computes that, of padding too
+    if routers is not None:
+        routers.listen()
     try:
         output = model(
             input_ids=batch["input_ids"],
@@ -99,7 +110,14 @@ def forward_loss(model: nn.Module, head: TargetHead, batch: Batch, want_aux: boo
             loss_sum = logits_NV.float().sum() * 0.0
     finally:
         head.predicts = head.hidden = None
-    return Forward(loss_sum, output.aux_loss if want_aux else None)
+        routing = routers.take() if routers is not None else None
+    segments = batch["segments"]
+    if own_aux:
+        return Forward(loss_sum, output.aux_loss * (segments > 0).sum())
+    if routers is None or routing is None:
+        return Forward(loss_sum)
+    aux_sum = compute_balance(routers.form, routing, segments) if routers.weight > 0 else None
+    return Forward(loss_sum, aux_sum, count_assignments(routing, segments))
 
 
 def _chunked_cross_entropy(head: TargetHead, target_ids: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sftray.train_fn.balance import SEQUENCE_WEIGHT
 from sftray.train_fn.config import ModelConfig
 from sftray.train_fn.errors import CheckpointError, ConfigError, Problem
 from sftray.train_fn.local_copies import copy_source
@@ -81,6 +82,7 @@ def _build_scratch_config(scratch: dict[str, Any], loaded: LoadedTokenizer) -> A
         raise ConfigError(_describe_unknown("model.scratch.architecture", architecture, list(CONFIG_MAPPING)))
     default = AutoConfig.for_model(architecture)
     known = [*default.to_dict(), *type(default).attribute_map, "dtype", "rope_theta"]
+    known += [SEQUENCE_WEIGHT] if hasattr(default, "router_aux_loss_coef") else []
     unknown = [_describe_unknown("model.scratch", key, known) for key in keys if key not in known]
     if unknown:
         raise ConfigError(*unknown)
@@ -109,6 +111,12 @@ def _find_misfits(config: Any, num_tokens: int) -> Iterator[Problem]:
         yield Problem(
             f"model.scratch.vocab_size is {config.vocab_size}, below the tokenizer's {num_tokens} tokens",
             fix=f"vocab_size: {num_tokens}, or leave it out",
+        )
+    alpha = getattr(config, SEQUENCE_WEIGHT, None)
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha < 0):
+        yield Problem(
+            f"model.scratch.{SEQUENCE_WEIGHT} must be a number, 0 or more, not {alpha!r}",
+            fix=f"{SEQUENCE_WEIGHT}: 0.1, or leave it out",
         )
     heads, shared = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):

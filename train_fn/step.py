@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sftray.train_fn.balance import Routers, compute_load
 from sftray.train_fn.batch import Batch
 from sftray.train_fn.ledger import Tally
 from sftray.train_fn.loader import StepPlan
@@ -31,6 +32,7 @@ class Trainer:
     model: Any
     wrapped: nn.Module
     head: TargetHead
+    routers: Routers
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -39,7 +41,6 @@ class Trainer:
     seed: int
     rank: int
     world_size: int
-    aux_loss_coef: float = 0.0  # 0: the model has no auxiliary loss, or it is turned off
     wants_stop: Callable[[], bool] = lambda: False  # this rank asks all to stop after the step
     has_saved: Callable[[], bool] = lambda: False  # this rank tells all that a checkpoint was committed meanwhile
     wants_look: Callable[[], bool] = lambda: False  # this rank asks all to look for a notice of preemption
@@ -52,6 +53,9 @@ class Trainer:
 @dataclass(frozen=True)
 class StepOutcome:
     """`loss`: per target token of the global batch, as optimised. `applied`: the optimizer took the step.
+
+    `aux_loss`: before its weight; None where there is none. `expert_load`: the fullest and the emptiest expert of any
+    layer, as multiples of an even share; None for dense models.
 
     `tally`: what all ranks sent through the model, as `padded_tokens`: rows × longest row over all their forwards.
     `stop_asked`: some rank wants to stop after this step. `saved`: a checkpoint was committed since the last step.
@@ -68,6 +72,7 @@ class StepOutcome:
     data_wait_seconds: float
     padded_tokens: int
     tally: Tally
+    expert_load: tuple[float, float] | None = None
     stop_asked: bool = False
     saved: bool = False
     look_asked: bool = False
@@ -93,7 +98,7 @@ def run_step(
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate
     seed_step(trainer.seed, step, trainer.rank)
-    totals, waited = _accumulate(trainer, batches, plan)
+    totals, assignments, waited = _accumulate(trainer, batches, plan)
     loss_sum, aux_sum, stops, saved, looks, padded, count, digest = totals.tolist()
     loss = loss_sum / max(plan.num_target_tokens, 1)
     trainer.scaler.unscale_(trainer.optimizer)
@@ -106,13 +111,14 @@ def run_step(
     trainer.optimizer.zero_grad(set_to_none=True)
     return StepOutcome(
         loss=loss,
-        aux_loss=aux_sum / padded if trainer.aux_loss_coef else None,
+        aux_loss=aux_sum / _count_aux(trainer, plan) if trainer.routers.weight else None,
         grad_norm=norm,
         applied=finite,
         overflowed=overflowed,
         data_wait_seconds=waited,
         padded_tokens=int(padded),
         tally=Tally(int(count), int(digest)),
+        expert_load=None if assignments is None else compute_load(assignments),
         stop_asked=stops > 0,
         saved=saved > 0,
         look_asked=looks > 0,
@@ -124,13 +130,15 @@ def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
     return scaler.is_enabled() and scaler.get_scale() >= 1.0
 
 
-def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, float]:
-    """Gradients of the whole step into `.grad`. Returns fp64 [8], summed over ranks, and seconds waited for data.
+def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, Tensor | None, float]:
+    """Gradients of the whole step into `.grad`. Returns fp64 [8] and the experts' tokens [L, E] (None: dense), both
+    summed over ranks, and seconds waited for data.
 
-    The sums: loss, aux × tokens, ranks that want to stop, that have saved, that want to look, tokens with padding,
-    examples, digests. A model's auxiliary loss is a mean over the tokens of a forward, padding too, so they weigh it.
+    The sums: loss, aux, ranks that want to stop, that have saved, that want to look, tokens with padding, examples,
+    digests.
     """
     totals = torch.zeros(8, dtype=torch.float64, device=trainer.device)
+    assignments: Tensor | None = None
     waited, padded = 0.0, 0
     forwards = plan.lay_out(trainer.rank)
     for index, rows in enumerate(forwards):
@@ -139,27 +147,35 @@ def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> t
         waited += time.perf_counter() - asked
         with _reduce_if(trainer.wrapped, index == len(forwards) - 1):
             with trainer.autocast():
-                forward = forward_loss(trainer.wrapped, trainer.head, batch, trainer.aux_loss_coef > 0)
-            tokens = batch["input_ids"].numel() if rows else 0
-            torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan, tokens)))
+                forward = forward_loss(trainer.wrapped, trainer.head, batch, trainer.routers)
+            torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan)))
         totals[0] += forward.loss_sum.detach()
-        padded += tokens
+        padded += batch["input_ids"].numel() if rows else 0
         totals[6:] += batch["tally"]
-        if forward.aux_loss is not None:
-            totals[1] += forward.aux_loss.detach() * tokens
+        if forward.aux_sum is not None:
+            totals[1] += forward.aux_sum.detach()
+        if forward.assignments is not None:
+            assignments = forward.assignments if assignments is None else assignments + forward.assignments
     # As late as can be, so that it is acted upon in this step.
     totals[2], totals[3], totals[4] = trainer.wants_stop(), trainer.has_saved(), trainer.wants_look()
     totals[5] = padded
     if trainer.world_size > 1:
         dist.all_reduce(totals)
-    return totals.cpu(), waited
+        if assignments is not None:
+            dist.all_reduce(assignments)
+    return totals.cpu(), assignments, waited
 
 
-def _weigh(forward: Forward, trainer: Trainer, plan: StepPlan, tokens: int) -> Tensor:
+def _count_aux(trainer: Trainer, plan: StepPlan) -> int:
+    """What the auxiliary loss of the whole step is a mean over: tokens, or examples."""
+    return plan.num_tokens if trainer.routers.form == "batch" else len(plan.examples)
+
+
+def _weigh(forward: Forward, trainer: Trainer, plan: StepPlan) -> Tensor:
     """This micro-batch's part of the step's loss, times the world size, because DDP averages over ranks."""
     loss = forward.loss_sum / max(plan.num_target_tokens, 1)
-    if forward.aux_loss is not None:
-        loss = loss + trainer.aux_loss_coef * forward.aux_loss * (tokens / plan.padded_tokens)
+    if forward.aux_sum is not None:
+        loss = loss + trainer.routers.weight * forward.aux_sum / _count_aux(trainer, plan)
     return loss * trainer.world_size
 
 

@@ -1,15 +1,17 @@
 """What a worker builds before its first step."""
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from sftray.train_fn.balance import Routers
 from sftray.train_fn.chat import build_chat_format
 from sftray.train_fn.checkpoint import Checkpoint
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.loader import RunPlan, count_total_steps
+from sftray.train_fn.loop import TakeStep, take_step
 from sftray.train_fn.loss import TargetHead
 from sftray.train_fn.model import build_model, refuse_leak, settle_generation
 from sftray.train_fn.optimizer import build_optimizer
@@ -42,7 +44,7 @@ def build_budget(config: RunConfig, attention: str | None = None) -> Budget:
 
 def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attention: str | None = None) -> RunPlan:
     train, batch = config.train, config.global_batch_size
-    return RunPlan(
+    run = RunPlan(
         lengths=store.lengths,
         target_counts=store.target_counts,
         seed=train.seed,
@@ -52,6 +54,17 @@ def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attent
         budget=build_budget(config, attention),
         max_examples=train.max_examples,
     )
+    return open_replay().plan_replay(run, config) if train.replay_seed else run
+
+
+def choose_step(config: RunConfig) -> TakeStep:
+    """How the run takes its steps."""
+    return open_replay().replay_step if config.train.replay_seed else take_step
+
+
+def open_replay() -> Any:
+    """The module of the seed's loop, which no other needs."""
+    return importlib.import_module("sftray.train_fn.replay")
 
 
 def build_trainer(
@@ -82,13 +95,14 @@ def build_trainer(
     if source is not None:
         state = load_trainer_state(source, model, optimizer, place.device)
         scaler.load_state_dict(state["scaler"])
-    head = TargetHead(model)
+    head, routers = TargetHead(model), Routers(model, config.model.aux_loss_coef)
     if config.model.compile:
         model.compile(dynamic=True)
     trainer = Trainer(
         model=model,
         wrapped=model,
         head=head,
+        routers=routers,
         optimizer=optimizer,
         scaler=scaler,
         device=place.device,
@@ -97,14 +111,5 @@ def build_trainer(
         seed=config.train.seed,
         rank=place.rank,
         world_size=place.world_size,
-        aux_loss_coef=choose_aux_coef(model, config.model.aux_loss_coef),
     )
     return trainer, state
-
-
-def choose_aux_coef(model: nn.Module, asked: float | None) -> float:
-    """The weight of the auxiliary loss: what is asked for, or the model's own; 0 for a dense model."""
-    own = getattr(model.config, "router_aux_loss_coef", None)
-    if own is None:
-        return 0.0
-    return float(own if asked is None else asked)

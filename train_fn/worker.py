@@ -41,7 +41,7 @@ from sftray.train_fn.store import Store, connect_store
 from sftray.train_fn.store_posix import FolderStore
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import load_tokenizer
-from sftray.train_fn.trainer import Place, build_run_plan, build_trainer
+from sftray.train_fn.trainer import Place, build_run_plan, build_trainer, choose_step
 from sftray.train_fn.trainer_state import load_rng
 from sftray.train_fn.watchdog import Fuses, run_watchdog
 
@@ -173,14 +173,16 @@ def run_steps(
 
     A save that is in flight when something else fails is let come to its end.
     """
-    trainer, run = session.trainer, session.run
+    trainer, run, config = session.trainer, session.run, session.config
     trainer.has_saved = session.saver.has_saved
     trainer.wants_look = build_look(session.is_first)
-    is_elastic = session.config.scaling.is_elastic
+    is_elastic = config.scaling.is_elastic
     step, why, noticed = start_step, None, False
     standing.begin("step")
     try:
-        for result in train_steps(trainer, run, session.config.optim, batches, start_step, session.chain):
+        for result in train_steps(
+            trainer, run, config.optim, batches, start_step, session.chain, choose_step(config)
+        ):
             step = result.step
             standing.finish_step(step)
             notice = result.outcome.look_asked and not noticed and is_preempted()

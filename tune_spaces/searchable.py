@@ -58,6 +58,7 @@ _REASONS = {
     "train.epochs": _LENGTH,
     "train.max_steps": _LENGTH,
     "train.max_examples": _LENGTH,
+    "train.replay_seed": "it replays MiniMind's loop, which has a length of its own",
     "train.log_every": _EVERY,
     "train.eval_every": _EVERY,
     "train.save_every": _EVERY,

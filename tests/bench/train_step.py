@@ -129,6 +129,7 @@ class Limit:
                 position_ids=torch.arange(MAX_SEQ_LEN).expand(part.shape),
                 predicts=mask,
                 target_ids=part[mask],
+                segments=torch.arange(1, len(part) + 1)[:, None].expand(part.shape),
                 tally=torch.zeros(2, dtype=torch.float64),
             )
             for part, mask in zip(ids.split(MICRO_BATCH), predicts.split(MICRO_BATCH), strict=True)

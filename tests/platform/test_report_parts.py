@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sweep_dirs import write_sweep
 
@@ -21,6 +22,7 @@ from sftray.platform.report_figures import (
     write_tick,
 )
 from sftray.platform.report_page import Picture, Pictures, Table, escape_json
+from sftray.platform.report_run import build_curves
 from sftray.platform.report_stops import Losses, Stop, describe_stop, describe_stops, judge_stop
 from sftray.platform.report_study import build_study
 from sftray.platform.report_trials import load_trials, shorten_keys
@@ -156,3 +158,16 @@ def test_the_study_has_what_the_trials_came_to(tmp_path: Path) -> None:
     assert study.best_trial.params == {"learning_rate": 2.07e-3, "gradient_accumulation_steps": "4"}
     assert study.best_value == pytest.approx(1.2542)
     assert study.trials[0].intermediate_values == {125: pytest.approx(2.7399), 250: pytest.approx(2.359)}
+
+
+def test_a_mixture_of_experts_has_its_balance_drawn() -> None:
+    rows = [{"step": step, "train/loss": 2.0 / step, "train/grad_norm": 1.0} for step in range(1, 4)]
+    experts = [{**row, "train/aux_loss": 2.1, "moe/expert_load_max": 1.4, "moe/expert_load_min": 0.5} for row in rows]
+    drawn = []
+    for each in (rows, experts):
+        (pictures,) = build_curves(pd.DataFrame(each))
+        assert isinstance(pictures, Pictures)
+        drawn.append([picture.title for picture in pictures.pictures])
+    dense, mixture = drawn
+    assert mixture == [*dense, "Auxiliary loss, before its weight", "Tokens of an expert, 1 is an even share"]
+    assert '"fullest"' in pictures.pictures[-1].figure and '"emptiest"' in pictures.pictures[-1].figure

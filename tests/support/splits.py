@@ -29,6 +29,11 @@ LAYOUTS = {
     world_size: [Layout(size, packing, world_size) for size in (1, 2, 4) for packing in (False, True)]
     for world_size in (1, 2, 3)
 }
+EXPERT_LAYOUTS = {  # of the mixture of experts: unpacked and packed, the last with workers that are left without
+    1: [Layout(1), Layout(2, packing=True), Layout(8, packing=True)],
+    2: [Layout(2, False, 2), Layout(4, True, 2)],
+    3: [Layout(8, True, 3)],
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Trace:
     gradient: NDArray[np.float32]  # of the first step, unclipped, all parameters in order
     weights: NDArray[np.float32]  # after the last step
     val_loss: float  # of all examples, with these weights
+    aux_losses: list[float]  # of the steps; empty for a dense model
+    loads: list[tuple[float, float]]  # the fullest and the emptiest expert; empty for a dense model
 
 
 def open_store(folder: Path) -> TokenStore:
@@ -50,28 +57,47 @@ def flatten(tensors: Any) -> NDArray[np.float32]:
     return flat
 
 
-def follow(layout: Layout, store: TokenStore, rank: int = 0, model: nn.Module | None = None) -> Trace:
+def build_experts(alpha: float | None = 1.0) -> Any:
+    """A mixture of experts in both layers; the auxiliary loss of each example is heavy, so that it tells."""
+    keys = {"moe_num_shared_experts": 1, "moe_layer_start_index": 0, "tie_word_embeddings": True}
+    return build_model("ernie4_5_moe", seq_aux_alpha=alpha, **keys)
+
+
+def follow(
+    layout: Layout,
+    store: TokenStore,
+    rank: int = 0,
+    model: nn.Module | None = None,
+    aux_loss_coef: float | None = None,
+) -> Trace:
     """Train an untrained model from its beginning; every layout starts with the same weights."""
     model = model or build_model(tie_word_embeddings=True)
-    trainer = build_trainer(model, OPTIM, rank=rank, world_size=layout.world_size)
+    trainer = build_trainer(model, OPTIM, rank=rank, world_size=layout.world_size, aux_loss_coef=aux_loss_coef)
     gradients: list[NDArray[np.float32]] = []
     trainer.optimizer.register_step_pre_hook(
-        lambda *_: gradients.append(flatten(p.grad for p in model.parameters())) if not gradients else None
+        lambda *_: gradients.append(flatten(p.grad for p in _trained(model))) if not gradients else None
     )
     asked = itertools.count()
     trainer.wants_stop = lambda: next(asked) == ASKS_TO_STOP and rank == layout.world_size - 1
     run = plan_run(store, layout, TOTAL_STEPS, GLOBAL_BATCH_SIZE)
     results = run_steps(trainer, run, store, OPTIM)
     clipped = min(1.0, trainer.max_grad_norm / results[0].outcome.grad_norm)
+    outcomes = [result.outcome for result in results]
     forwards = plan_evaluation(store.lengths, rank, layout.world_size, layout.budget)
     return Trace(
-        losses=[result.outcome.loss for result in results],
-        stops=[result.outcome.stop_asked for result in results],
+        losses=[outcome.loss for outcome in outcomes],
+        stops=[outcome.stop_asked for outcome in outcomes],
         padded=[(result.outcome.padded_tokens, result.plan.padded_tokens) for result in results],
         gradient=gradients[0] / clipped,
         weights=flatten(model.parameters()),
         val_loss=evaluate(trainer, build_loader(store, FixedSampler(forwards), PAD_ID, on_gpu=False)),
+        aux_losses=[outcome.aux_loss for outcome in outcomes if outcome.aux_loss is not None],
+        loads=[outcome.expert_load for outcome in outcomes if outcome.expert_load is not None],
     )
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def follow_all(rank: int, tokens: Path, out: Path) -> None:
@@ -91,6 +117,9 @@ def follow_all(rank: int, tokens: Path, out: Path) -> None:
         for name, layout in layouts:
             trace = follow(layout, store, rank)
             np.savez(out / f"{name}-{rank}.npz", **vars(trace))
+        for layout in EXPERT_LAYOUTS[world_size]:
+            trace = follow(layout, store, rank, build_experts())
+            np.savez(out / f"experts-{name_layout(layout)}-{rank}.npz", **vars(trace))
         applied, weights = break_one_rank(Layout(2, True, world_size), store, rank)
         np.savez(out / f"broken-{world_size}-{rank}.npz", applied=applied, weights=weights)
         dist.destroy_process_group()
@@ -123,4 +152,6 @@ def load_trace(out: Path, name: str, rank: int) -> Trace:
             file["gradient"],
             file["weights"],
             float(file["val_loss"]),
+            file["aux_losses"].tolist(),
+            [(most, least) for most, least in file["loads"].tolist()],
         )

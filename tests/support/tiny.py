@@ -11,6 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sftray.train_fn.balance import Routers
 from sftray.train_fn.batch import Example, count_target_tokens
 from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.loader import PlannedSampler, RunPlan, build_loader
@@ -111,11 +112,11 @@ def build_trainer(
     max_grad_norm: float = 1.0,
     rank: int = 0,
     world_size: int = 1,
-    aux_loss_coef: float = 0.0,
+    aux_loss_coef: float | None = 0.0,
 ) -> Trainer:
     """A trainer on the CPU; wrapped in DDP where there are several workers."""
     device = torch.device("cpu")
-    head = TargetHead(model)
+    head, routers = TargetHead(model), Routers(model, aux_loss_coef)
     wrapped = model
     if world_size > 1:
         wrapped = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
@@ -123,6 +124,7 @@ def build_trainer(
         model=model,
         wrapped=wrapped,
         head=head,
+        routers=routers,
         optimizer=build_optimizer(model, optim or OptimConfig(learning_rate=1e-3)),
         scaler=build_scaler(device, precision),
         device=device,
@@ -131,7 +133,6 @@ def build_trainer(
         seed=1,
         rank=rank,
         world_size=world_size,
-        aux_loss_coef=aux_loss_coef,
     )
 
 

@@ -51,6 +51,7 @@ def test_packed_rows_start_positions_anew_and_never_predict_a_neighbour() -> Non
         [0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0],
     ]
     assert batch["target_ids"].tolist() == [7, 8, 9, 4, 9, 6, 7, 6, 7]
+    assert batch["segments"].tolist() == [[1] * 8 + [2] * 3, [3] * 3 + [4] * 3 + [5] + [0] * 4]
 
 
 def test_targets_stand_in_the_order_of_their_positions() -> None:
@@ -75,6 +76,7 @@ def test_a_batch_without_rows_is_one_token_of_padding() -> None:
         "position_ids": [[0]],
         "predicts": [[False]],
         "target_ids": [],
+        "segments": [[0]],
         "tally": [0.0, 0.0],
     }
     assert batch["target_ids"].dtype == batch["input_ids"].dtype

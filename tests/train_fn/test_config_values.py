@@ -65,6 +65,7 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "train.packing": ("1", "'yes'", "auto"),
     "train.precision": ("bf61", "float16", "16", "BF16", "true"),
     "train.seed": ("-1", "9223372036854775808", "0.5", "random"),
+    "train.replay_seed": ("0", "'false'", "minimind", "null"),
     "train.log_every": ("-1", "false", "null"),
     "train.eval_every": ("-1", "epoch"),
     "train.save_every": ("-1", "0.5"),

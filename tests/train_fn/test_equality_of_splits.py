@@ -13,11 +13,13 @@ import pytest
 import torch
 from splits import (
     ASKS_TO_STOP,
+    EXPERT_LAYOUTS,
     GLOBAL_BATCH_SIZE,
     LAYOUTS,
     OPTIM,
     TOTAL_STEPS,
     Trace,
+    build_experts,
     flatten,
     follow,
     follow_all,
@@ -107,6 +109,38 @@ def test_several_workers_learn_the_same(layout: Layout, spawned: Path, reference
         assert_same_meaning(trace, reference)
         assert np.array_equal(trace.weights, traces[0].weights), "all ranks hold the same bits"
         assert trace.losses == traces[0].losses
+
+
+@pytest.fixture(scope="module")
+def expert_reference(store: TokenStore) -> Trace:
+    return follow(Layout(GLOBAL_BATCH_SIZE), store, model=build_experts())
+
+
+def assert_same_balance(trace: Trace, reference: Trace) -> None:
+    assert_same_meaning(trace, reference)
+    assert len(trace.aux_losses) == len(trace.loads) == TOTAL_STEPS
+    assert trace.aux_losses == pytest.approx(reference.aux_losses, rel=1e-6)
+    assert trace.loads == reference.loads, "every token goes to the same experts"
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS[1], ids=name_layout)
+def test_one_worker_balances_experts_the_same(layout: Layout, store: TokenStore, expert_reference: Trace) -> None:
+    assert_same_balance(follow(layout, store, model=build_experts()), expert_reference)
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS[2] + EXPERT_LAYOUTS[3], ids=name_layout)
+def test_several_workers_balance_experts_the_same(layout: Layout, spawned: Path, expert_reference: Trace) -> None:
+    traces = [load_trace(spawned, f"experts-{name_layout(layout)}", rank) for rank in range(layout.world_size)]
+    for trace in traces:
+        assert_same_balance(trace, expert_reference)
+        assert np.array_equal(trace.weights, traces[0].weights) and trace.loads == traces[0].loads
+
+
+def test_the_balance_of_the_experts_decides_what_is_learned(store: TokenStore, expert_reference: Trace) -> None:
+    """Otherwise the cases of experts above would prove little."""
+    without = follow(Layout(GLOBAL_BATCH_SIZE), store, model=build_experts(), aux_loss_coef=0.0)
+    assert without.aux_losses == []
+    assert without.losses[1:] != pytest.approx(expert_reference.losses[1:], rel=1e-4)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

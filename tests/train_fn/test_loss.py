@@ -10,6 +10,7 @@ from tiny import PAD_ID, VOCAB_SIZE, build_model, draw_examples, example
 from torch import Tensor
 
 from sftray.train_fn import loss as loss_module
+from sftray.train_fn.balance import Routers
 from sftray.train_fn.batch import Batch, Example, build_batch, compute_labels
 from sftray.train_fn.loss import TargetHead, forward_loss
 
@@ -148,16 +149,17 @@ def test_logits_under_autocast_are_summed_in_fp32(chunk_above: int, monkeypatch:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_the_auxiliary_loss_is_reported_apart(family: str) -> None:
     model = build_case(family)
-    head = TargetHead(model)
+    head, routers = TargetHead(model), Routers(model)
     batch = build_batch([[e] for e in EXAMPLES], PAD_ID)
-    apart = forward_loss(model, head, batch, want_aux=True)
+    apart = forward_loss(model, head, batch, routers)
     assert apart.loss_sum.item() == pytest.approx(compute_full_loss(model, EXAMPLES).item(), rel=1e-6)
-    assert apart.aux_loss is not None
+    assert apart.aux_sum is not None
+    real = batch["segments"] > 0
     with torch.no_grad():
-        ids, positions = batch["input_ids"], batch["position_ids"]
-        output = model(input_ids=ids, position_ids=positions, use_cache=False, output_router_logits=True)
-    assert apart.aux_loss.item() == pytest.approx(output.aux_loss.item(), rel=1e-6)
-    assert forward_loss(model, head, batch).aux_loss is None
+        ids, mask = batch["input_ids"], real.long()
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True)
+    assert apart.aux_sum.item() / int(real.sum()) == pytest.approx(output.aux_loss.item(), rel=1e-6)
+    assert forward_loss(model, head, batch).aux_sum is None
 
 
 def test_generation_and_full_logits_work_with_the_hook_in_place() -> None:

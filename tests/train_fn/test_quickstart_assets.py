@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from sftray.train_fn import config as config_module
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.model import count_parameters_of, load_model_config
+from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.tokenizer import load_tokenizer
 
 ASSETS = Path(config_module.__file__).parent / "assets"
@@ -214,18 +215,30 @@ def test_quickstart_preset() -> None:
     assert (preset.global_batch_size, preset.train.precision, preset.scaling.num_workers) == (64, "fp32", 2)
 
 
-def test_minimind_preset_is_the_schedule_and_shape_of_the_original() -> None:
+def test_minimind_preset_is_the_shape_and_optimizer_of_the_original_and_its_schedule_mended() -> None:
     preset = load_preset("minimind")
     config = load_model_config(preset.model, load_tokenizer(preset.model))
     assert (config.vocab_size, config.rms_norm_eps, config.rope_parameters["rope_theta"]) == (6400, 1e-5, 1e6)
     assert config.tie_word_embeddings
     assert preset.optim.model_dump(
-        include={"learning_rate", "schedule", "betas", "weight_decay", "max_grad_norm"}
+        include={
+            "learning_rate",
+            "schedule",
+            "betas",
+            "weight_decay",
+            "max_grad_norm",
+            "warmup_ratio",
+            "min_lr_ratio",
+        }
     ) == {
         "learning_rate": 5e-5,
-        "schedule": "minimind",
+        "schedule": "cosine",
+        "warmup_ratio": 0.0,
+        "min_lr_ratio": 0.1,
         "betas": (0.9, 0.999),
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
     }
+    for step, factor in ((0, 1.0), (25, 0.1 + 0.45 * (1 + 0.5**0.5)), (50, 0.55)):  # MiniMind's own of December 2025
+        assert compute_learning_rate(step, 100, preset.optim) == pytest.approx(5e-5 * factor)
     assert (preset.global_batch_size, preset.train.seed, preset.train.precision) == (32, 1337, "bf16")

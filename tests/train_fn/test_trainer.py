@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import build_model, draw_examples, write_checkpoint, write_store
 
+from sftray.train_fn.balance import choose_balance
 from sftray.train_fn.checkpoint import Manifest, commit_checkpoint
 from sftray.train_fn.config import ModelConfig, RunConfig
 from sftray.train_fn.errors import CheckpointError, ConfigError
@@ -20,7 +21,6 @@ from sftray.train_fn.trainer import (
     build_budget,
     build_run_plan,
     build_trainer,
-    choose_aux_coef,
 )
 
 PLACE = Place(rank=0, world_size=1, device=torch.device("cpu"))
@@ -143,7 +143,7 @@ def test_a_run_has_its_steps(train: dict[str, Any], steps: int, tmp_path: Path) 
 def test_the_auxiliary_loss_weighs_what_is_asked_or_what_the_model_says(
     family: str, asked: float | None, expected: float
 ) -> None:
-    assert choose_aux_coef(build_model(family), asked) == expected
+    assert choose_balance(build_model(family).config, asked) == ("batch", expected)
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
