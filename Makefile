@@ -52,6 +52,7 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run
 	$(BIN)/python tests/bench/train_step.py
 	$(BIN)/python tests/bench/preparation.py
 	$(BIN)/python tests/bench/trials.py
+	$(BIN)/python tests/bench/scale.py
 
 lock:  ## resolve the newest allowed versions into cluster/requirements.txt
 	$(PYTHON) -m venv --clear .venv-lock

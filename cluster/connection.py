@@ -2,12 +2,13 @@
 
 import contextlib
 import os
-import secrets
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
+from sftray.cluster.authentication import TOKEN_FIX, is_refused, use_token
+from sftray.cluster.local import start_ray
 from sftray.cluster.resources import Node, Placement, look_at_cluster, look_at_this_machine, place_workers
+from sftray.cluster.room import find_room, has_autoscaler
 from sftray.train_fn.config import ScalingConfig
 from sftray.train_fn.errors import ClusterError, Problem
 
@@ -19,12 +20,6 @@ _SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",
     # Workers keep the directory the run was started in, so that relative paths mean the same there.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-
-# Of a cluster that is started here, and has one node for as long as the run lasts.
-_SETTINGS_HERE = {
-    # Nobody takes this node away with a notice, and the process that would look for it slows down the start.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 # A head node that does not take a connection within this is not there.
@@ -43,27 +38,29 @@ def apply_settings() -> None:
 
 
 @contextlib.contextmanager
-def connect_for(scaling: ScalingConfig) -> Iterator[tuple[Placement, int]]:
+def connect_for(scaling: ScalingConfig, tell: Callable[[str], None] = print) -> Iterator[tuple[Placement, int]]:
     """Connect to the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
 
     Gives the placement of the workers, and the number of nodes.
+
+    Args:
+        tell: hears of it where nodes are waited for.
 
     Raises:
         ClusterError: the cluster cannot be reached, or the workers do not fit; on this machine that is said
             before anything is started.
     """
-    import ray
-
     apply_settings()
     if has_cluster():
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # else the dashboard's Train page is empty
         _join()
     else:
         check_this_machine(scaling)
-        _start_here()
+        start_ray()
+    import ray
+
     try:
-        nodes = look_at_cluster()
-        yield place_workers(scaling, nodes), len(nodes)
+        yield find_room(scaling, tell) if has_cluster() else (place_workers(scaling, look_at_cluster()), 1)
     finally:
         ray.shutdown()
 
@@ -74,91 +71,35 @@ def check_this_machine(scaling: ScalingConfig) -> None:
         place_workers(scaling, look_at_this_machine())
 
 
-def look_around() -> list[Node]:
-    """The nodes a run would get, without starting anything."""
+def look_around() -> tuple[list[Node], bool]:
+    """The nodes a run would get, and whether something adds more, without starting anything."""
     if not has_cluster():
-        return look_at_this_machine()
+        return look_at_this_machine(), False
     with connected():
-        return look_at_cluster()
+        return look_at_cluster(), has_autoscaler()
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """A connection to the cluster that RAY_ADDRESS names, for questions. Raises ClusterError where none answers."""
+    _join()
     import ray
 
-    _join()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_here() -> None:
-    """A cluster of this machine alone, on the loopback, behind a token."""
-    import ray
-
-    # Ray turns its token authentication on by itself for a cluster that starts here. RAY_AUTH_MODE is left
-    # alone: Ray has read it when it was imported, and a mode that is set later holds for the servers only.
-    make_token(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
-    try:
-        with _in_environment(_SETTINGS_HERE):
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _node_ip_address="127.0.0.1",
-            )
-    except Exception as error:  # Ray raises just that where its own processes do not come up in time
-        raise ClusterError(
-            Problem(
-                "Ray did not start on this machine",
-                why=str(error).strip().splitlines()[0][:300],
-                fix="try again when the machine is less busy; its logs are in /tmp/ray/session_latest/logs",
-            )
-        ) from error
-
-
-@contextlib.contextmanager
-def _in_environment(settings: dict[str, str]) -> Iterator[None]:
-    """Processes that are started within this inherit these settings, unless others are set."""
-    added = {key: value for key, value in settings.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
-
-
-def make_token(path: Path) -> None:
-    """A token file that only its owner can read, unless there is one or the environment has the token."""
-    if os.environ.get("RAY_AUTH_TOKEN") or path.exists():
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileExistsError):  # another start has just made one
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32))
-    except OSError as error:
-        raise ClusterError(
-            Problem(
-                f"the token file of a cluster on this machine cannot be written: {error.strerror}",
-                where=str(path),
-                fix="RAY_AUTH_TOKEN_PATH: a file that this user may write",
-            )
-        ) from error
-
-
 def _join() -> None:
+    use_token()
     import ray
 
     address = os.environ["RAY_ADDRESS"]
     try:
         _knock(address)
+        if ":" in address and "/" not in address and is_refused(address):
+            raise ClusterError(Problem(f"the Ray cluster at {address} wants another token", fix=TOKEN_FIX))
         ray.init(log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(

@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sftray.cluster.authentication import TOKEN_FIX, refuse_open_cluster, use_token
 from sftray.train_fn.errors import ClusterError, Problem
 
 State = Literal["pending", "running", "succeeded", "failed", "stopped"]
@@ -44,10 +43,12 @@ class JobServer:
     """The job server of the cluster whose dashboard is at `address`.
 
     Raises:
-        ClusterError: nothing answers there, or it wants a token that is not given; also by all that is asked of it.
+        ClusterError: nothing answers there, it wants a token that is not given, or it is not of this machine and
+            wants none; also by all that is asked of it.
     """
 
     def __init__(self, address: str) -> None:
+        refuse_open_cluster(address)
         use_token()
         from ray.job_submission import JobSubmissionClient
 
@@ -124,8 +125,8 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            fix = "RAY_AUTH_TOKEN, or a file that RAY_AUTH_TOKEN_PATH names: the token of that cluster"
-            raise ClusterError(Problem(f"{self.address} wants another token", why=_say(error), fix=fix)) from error
+            problem = Problem(f"{self.address} wants another token", why=_say(error), fix=TOKEN_FIX)
+            raise ClusterError(problem) from error
         except (OSError, RuntimeError, ValueError) as error:
             fix = "--address http://HEAD:8265, the address of the cluster's dashboard; or see that it runs"
             raise ClusterError(Problem(f"no job server at {self.address}", why=_say(error), fix=fix)) from error
@@ -133,16 +134,6 @@ class JobServer:
 
 def _say(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def use_token() -> None:
-    """Have Ray's clients send the token if there is one: by themselves they do so for clusters that start here only.
-
-    Ray reads the mode when it is imported.
-    """
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or path.exists()):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def stage_code(folder: Path) -> None:

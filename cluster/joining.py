@@ -4,8 +4,11 @@ Ray tries again where a worker dies before that, or where it waits for resources
 where the workers do not reach each other, and what dies in between keeps its resources until the job ends.
 """
 
+import functools
 import gc
 import importlib
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+from sftray.cluster.local import LOOPBACK
 
 # The worker function, and what transformers would import later: when the model is built, and when it first answers.
 _NEEDED = ("sftray.train_fn.worker", "transformers.modeling_utils", "transformers.generation.utils")
@@ -31,6 +36,23 @@ def import_worker() -> None:
     finally:
         gc.freeze()
         gc.enable()
+    keep_on_loopback()
+
+
+def keep_on_loopback() -> None:
+    """Have the store in which workers of one machine meet listen on the loopback alone.
+
+    torch's listens at all addresses, and asks nobody for a token.
+    """
+    meeting: Any = importlib.import_module("torch.distributed.rendezvous")
+    if not isinstance(meeting.TCPStore, functools.partial):  # else this process has been here before
+        meeting.TCPStore = functools.partial(_build_store, meeting.TCPStore)
+
+
+def _build_store(build: Callable[..., Any], *, host_name: str, port: int, is_master: bool, **more: Any) -> Any:
+    if is_master and host_name == LOOPBACK:
+        more["master_listen_fd"] = socket.create_server((host_name, port)).detach()
+    return build(host_name=host_name, port=port, is_master=is_master, **more)
 
 
 LOW_ON_MEMORY = "Ray ended it, for its node was running low on memory: a smaller train.micro_batch_size needs less"

@@ -16,7 +16,7 @@ from sftray.cluster.failure_callback import FailureCallback
 from sftray.cluster.failures import find_user_error
 from sftray.cluster.joining import JoiningConfig
 from sftray.cluster.resources import Placement
-from sftray.cluster.shortage import START_RETRIES
+from sftray.cluster.shortage import START_RETRIES, apply_patience
 from sftray.train_fn.errors import ClusterError, Problem, UserError
 from sftray.train_fn.places import as_path, name_storage, spell
 
@@ -70,6 +70,7 @@ def run_function(
         failures: decides whether workers that failed are started again.
     """
     apply_settings()
+    apply_patience(placement)
     trainer = _Trainer(
         function,
         train_loop_config=argument,
@@ -94,6 +95,8 @@ def _build_scaling(placement: Placement) -> ScalingConfig:
         num_workers=placement.num_workers,
         use_gpu=placement.use_gpu,
         resources_per_worker=placement.to_resources(),
+        placement_strategy=placement.strategy.upper(),
+        label_selector=dict(placement.labels) or None,
     )
 
 

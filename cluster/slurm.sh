@@ -17,6 +17,10 @@ umask 077
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
+# Ray lets anybody write in its folders, and other users may have work on these nodes.
+export RAY_TMPDIR="/tmp/sftray-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
+srun --overlap --ntasks-per-node=1 mkdir -m 700 "$RAY_TMPDIR"   # fails where it is somebody else's
+
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 head_ip=$(srun --overlap --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000))   # jobs that share a node do not meet
@@ -45,4 +49,5 @@ while kill -0 "$run" 2>/dev/null; do
 done
 kill "${nodes[@]}" 2>/dev/null || true
 wait || true
+srun --overlap --ntasks-per-node=1 rm -rf "$RAY_TMPDIR" || true
 exit "$code"

@@ -1,6 +1,7 @@
 """Running the trials of a sweep with Ray Tune."""
 
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,6 @@ from ray.tune.trainable import wrap_function
 from sftray.cluster.crew import CREWS, dismiss, free_lost
 from sftray.cluster.resources import Node, Placement
 from sftray.cluster.trial import run_trial
-from sftray.train_fn.config import ScalingConfig
 from sftray.train_fn.places import name_storage, remove_tree
 
 # A trial whose workers are elsewhere only directs them. Tune refuses a trial without resources, and a fraction of
@@ -51,6 +51,7 @@ def run_trials(
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_ONE_LINE)
     crews = cache.parent / CREWS
     remove_tree(cache)
     remove_tree(crews)
@@ -81,6 +82,19 @@ def run_trials(
             remove_tree(folder)
 
 
+class _OneLine(logging.Filter):
+    """What Tune says of a trial whose process was lost, without the traceback of its own that tells nothing more."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            why = str(record.exc_info[1]).strip().partition("\n")[0][:200]
+            record.msg, record.args, record.exc_info = f"{record.getMessage()}: {why}", (), None
+        return True
+
+
+_ONE_LINE = _OneLine()
+
+
 def _build_trainable(placement: Placement, max_failures: int) -> type:
     """What Tune runs in an actor: trial after trial, and a farewell to the workers that the actor keeps.
 
@@ -104,14 +118,23 @@ def _name_trial(trial: Any) -> str:
 
 
 def _get_resources(placement: Placement) -> tune.PlacementGroupFactory:
-    resources = placement.to_resources() if placement.num_workers == 1 else _DIRECTOR
-    return tune.PlacementGroupFactory([resources])
+    """Of a trial of one worker, what the worker needs; where they are several, their director needs nothing."""
+    if placement.num_workers != 1:
+        return tune.PlacementGroupFactory([_DIRECTOR])
+    labels = {"bundle_label_selector": [dict(placement.labels)]} if placement.labels else {}
+    return tune.PlacementGroupFactory([placement.to_resources()], **labels)
 
 
-def count_concurrent(scaling: ScalingConfig, placement: Placement, nodes: list[Node]) -> int:
-    """How many trials fit side by side."""
-    fitting = sum(node.count_workers(placement.cpus_per_worker, placement.use_gpu) for node in nodes)
-    return max(1, fitting // scaling.max_workers)
+def count_concurrent(placement: Placement, nodes: list[Node], asked: int | None = None) -> int:
+    """How many trials run side by side: as many as fit, and no more than were `asked` for.
+
+    Where nodes are waited for, trials of one worker run as many as were asked for: those that do not fit yet are what
+    an autoscaler adds nodes for. One of several workers would fail if they came too late.
+    """
+    fitting = placement.count_side_by_side(nodes)
+    if asked is None:
+        return fitting
+    return asked if placement.wait_s and placement.num_workers == 1 else min(fitting, asked)
 
 
 class _Feed(Searcher):  # type: ignore[misc]  # Ray has no annotations here

@@ -1,8 +1,9 @@
 """How often to save: what saving costs against what a failure loses.
 
-With a save every T seconds that costs C, failures M seconds apart in the mean, and a restart of R, the share of time
-that is lost is about C/T + (T/2 + R)/M (too much is said where much is lost). It is least at T = sqrt(2 C M):
-Young, "A first order approximation to the optimum checkpoint interval", CACM 17 (1974).
+With a save every T seconds that costs C, failures at random M seconds apart in the mean, and a restart of R, a
+restart comes to its end with probability exp(-R/M), and T with its save with exp(-(T + C)/M). So the share of time
+that is lost is 1 - T/M · exp(-R/M) / (exp((T + C)/M) - 1), about C/T + (T/2 + R)/M where that is little, which is
+least at T = sqrt(2 C M): Young, "A first order approximation to the optimum checkpoint interval", CACM 17 (1974).
 """
 
 import math
@@ -31,8 +32,10 @@ class Cadence:
 
 
 def compute_loss(seconds: float, cost: float, restart: float, between_failures: float) -> float:
-    """The share of time that is lost, at most all of it."""
-    return min(cost / seconds + (seconds / 2 + restart) / between_failures, 1.0)
+    """The share of time that is lost."""
+    cycle = (seconds + cost) / between_failures
+    kept = math.exp(-restart / between_failures) * math.exp(-cycle) / -math.expm1(-cycle)
+    return 1 - seconds / between_failures * kept
 
 
 def recommend_cadence(
@@ -51,5 +54,6 @@ def describe_cadence(cadence: Cadence) -> str:
     every = f"{minutes:.0f} min" if minutes >= 2 else f"{cadence.seconds:.0f} s"
     return (
         f"checkpoints: about {cadence.num_bytes / 1e9:.2f} GB and {cadence.cost:.1f} s each; one in {every} loses "
-        f"the least, {cadence.lost:.1%} of the time, if a worker fails once a week (train.save_every counts steps)"
+        f"the least, {cadence.lost:.1%} of the time, if a worker fails once a week (train.save_every counts steps: "
+        "divide by perf/step_seconds, which is known once it trains)"
     )

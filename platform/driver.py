@@ -1,7 +1,6 @@
 """Driving one run: settle the config, prepare tokens, take a directory, train on the cluster, sum up."""
 
 import contextlib
-import functools
 import glob
 import hashlib
 import json
@@ -31,6 +30,7 @@ from sftray.platform.run_directory import (
 )
 from sftray.platform.stopping import are_workers_at_work, run_stoppable
 from sftray.platform.summary import RunSummary, summarize
+from sftray.platform.terminal import build_teller
 from sftray.platform.tracking import build_wandb_mirror
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config import RunConfig
@@ -77,7 +77,7 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
     config = resolved.config
     check_this_machine(config.scaling)
     prepared = None if has_cluster() else prepare_run(config, store, console)
-    with connect_for(config.scaling) as (placement, num_nodes):
+    with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
         prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
         run_dir = take_run_directory(store, config.name, label)
         resolved = fix_batch(resolved, run_dir.name)
@@ -104,7 +104,7 @@ def resume_run(run_dir: Path, console: Console, overrides: Sequence[str] = ()) -
         for line in describe_changes(changes):
             console.print(f"changed: {line}", highlight=False, markup=False, soft_wrap=True)
         prepared = None if has_cluster() else prepare_again(run_dir, config, store, console)
-        with connect_for(config.scaling) as (placement, num_nodes):
+        with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
             prepared = prepared or prepare_again(run_dir, config, store, console, choose_map(num_nodes))
             save_changes(run_dir, resolved, changes)
             return run_attempt(Attempt(run_dir, config, prepared, console, lease), placement)
@@ -202,7 +202,7 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
             lambda: run_workers(job, placement, attempt.config.scaling.max_failures),
             stop_file,
             lambda: are_workers_at_work(journal),
-            functools.partial(attempt.console.print, highlight=False, markup=False, soft_wrap=True),
+            build_teller(attempt.console),
             attempt.lease.check,
         )
         follower.state = "stopped" if outcome["stopped"] else "finished"
@@ -270,7 +270,7 @@ def _build_mirrors(attempt: Attempt) -> list[Any]:
             attempt.run_dir,
             attempt.run_dir.name,
             config.model_dump(mode="json"),
-            tell=functools.partial(attempt.console.print, highlight=False, markup=False, soft_wrap=True),
+            tell=build_teller(attempt.console),
         ),
     ]
     return [mirror for mirror in mirrors if mirror is not None]

@@ -1,15 +1,14 @@
 """Checking everything and training nothing: what a run would be, cost, and learn from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from sftray.cluster.connection import look_around
-from sftray.cluster.resources import Placement, place_workers
 from sftray.platform.cadence import Cadence, describe_cadence, recommend_cadence
 from sftray.platform.driver import fix_batch, prepare_run, settle_paths
+from sftray.platform.plan_cluster import ClusterPlan, describe_cluster, list_problems, plan_cluster
 from sftray.platform.run_directory import check_name_is_free, make_name, open_store
 from sftray.platform.terminal import show_controls
 from sftray.train_fn.batch import Example
@@ -30,20 +29,24 @@ _PROCESS_BYTES = 600 << 20  # Python, torch and transformers themselves, as seen
 
 @dataclass(frozen=True)
 class Plan:
-    """A run as it would be. `shortage` says why its workers do not fit, `placement` how they do."""
+    """A run as it would be."""
 
     resolved: Resolved
     prepared: Prepared
     run: RunPlan
     num_parameters: int
     memory_bytes: int
-    placement: Placement | None
-    shortage: ClusterError | None
+    cluster: ClusterPlan
     tokens: list[tuple[str, bool]]  # of the first example in training order: its text, and whether it is a target
 
     @property
     def cadence(self) -> Cadence:
         return recommend_cadence(self.num_parameters, self.resolved.config.scaling.max_workers)
+
+    @property
+    def shortage(self) -> ClusterError | None:
+        """Why the run would be refused by the cluster."""
+        return self.cluster.shortage
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,8 +58,9 @@ class Plan:
             "num_parameters": self.num_parameters,
             "memory_bytes_per_worker": self.memory_bytes,
             "recommended_save_seconds": self.cadence.seconds,
-            "fits": self.shortage is None,
-            "shortage": [asdict(problem) for problem in self.shortage.problems] if self.shortage else [],
+            "fits": self.cluster.fits,
+            "shortage": list_problems(self.cluster),
+            "cluster": self.cluster.to_json(),
             "example": [{"text": text, "target": target} for text, target in self.tokens],
         }
 
@@ -75,7 +79,6 @@ def plan_run(resolved: Resolved, label: str, console: Console) -> Plan:
     loaded = load_tokenizer(config.model)
     model_config = load_model_config(config.model, loaded)
     num_parameters = count_parameters_of(model_config)
-    placement, shortage = _try_placement(config)
     train = TokenStore(prepared.folder, "train")
     run = build_run_plan(config, train, config.scaling.max_workers)
     return Plan(
@@ -84,17 +87,9 @@ def plan_run(resolved: Resolved, label: str, console: Console) -> Plan:
         run=run,
         num_parameters=num_parameters,
         memory_bytes=estimate_memory(config, model_config, num_parameters, prepared.receipt),
-        placement=placement,
-        shortage=shortage,
+        cluster=plan_cluster(config.scaling),
         tokens=_spell(train[int(order_step(run.seed, 0, run.global_batch_size, len(train))[1][0])], loaded),
     )
-
-
-def _try_placement(config: RunConfig) -> tuple[Placement | None, ClusterError | None]:
-    try:
-        return place_workers(config.scaling, look_around()), None
-    except ClusterError as error:
-        return None, error
 
 
 def estimate_memory(config: RunConfig, model_config: Any, num_parameters: int, receipt: dict[str, Any]) -> int:
@@ -135,7 +130,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         *_describe_first_step(plan),
         f"memory: about {plan.memory_bytes / 2**30:.2f} GB for each worker at its peak (an estimate)",
         describe_cadence(plan.cadence),
-        _describe_placement(plan),
+        *describe_cluster(plan.cluster),
         "one example; what is learned is " + ("in green" if console.is_terminal else "in ⟦ ⟧") + ":",
     ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
@@ -144,7 +139,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def _describe_first_step(plan: Plan) -> list[str]:
     """How it is laid out; nothing where the workers do not fit, who may be far too many to lay out for."""
-    if plan.placement is None:
+    if plan.shortage is not None:
         return []
     first = plan.run.plan(0)
     counts = [len(forwards) for forwards in first.micro_batches]
@@ -153,13 +148,6 @@ def _describe_first_step(plan: Plan) -> list[str]:
         f"first step: {forwards} forwards on each worker, {first.num_tokens:,} tokens, "
         f"{first.num_target_tokens:,} targets, {1 - first.num_tokens / first.padded_tokens:.1%} padding"
     ]
-
-
-def _describe_placement(plan: Plan) -> str:
-    if plan.placement is None:
-        return "cluster: the workers do not fit"
-    kind = "GPU" if plan.placement.use_gpu else "CPU"
-    return f"cluster: {plan.placement.num_workers} worker(s) on {kind} fit"
 
 
 def _paint(tokens: list[tuple[str, bool]], colour: bool) -> Text:

@@ -30,7 +30,7 @@ from sftray.platform.run_files import (
 from sftray.platform.sweep_files import list_candidates
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 from sftray.train_fn.journal import CONFIG, EVENTS, METRICS
-from sftray.train_fn.places import as_path
+from sftray.train_fn.places import as_path, is_file, is_folder
 
 __all__ = [
     "find_run",
@@ -60,7 +60,7 @@ _TIMES = ("started", "updated")
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (folder / EVENTS).is_file()
+    return is_file(folder / CONFIG) and is_file(folder / EVENTS)
 
 
 def find_runs(store: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -80,7 +80,7 @@ def find_runs(store: Path, depth: int = _DEPTH) -> Iterator[Path]:
 def _find_store(path: str | Path) -> Path:
     """`path` as a folder that can be read. Raises StoreError where it is none."""
     place = as_path(path)
-    if not place.is_dir():
+    if not is_folder(place):
         raise StoreError(
             Problem(
                 f"there is no store at {path}",
@@ -121,10 +121,10 @@ def find_run(name_or_path: str, store: str = "./runs") -> Path:
         if is_run(folder):
             return folder
     names = []
-    if root.is_dir():
+    if is_folder(root):
         names = [str(folder.relative_to(root)) for folder in find_runs(root)]
     near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5)
-    if candidates[0].is_dir():
+    if is_folder(candidates[0]):
         what = f"{name_or_path} is a directory, but not of a run: {CONFIG} or {EVENTS} is missing."
     else:
         what = f"there is no run {name_or_path}."

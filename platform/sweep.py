@@ -20,6 +20,7 @@ from sftray.platform.sweep_files import (
     save_settings,
 )
 from sftray.platform.sweep_run import run_sweep
+from sftray.platform.terminal import build_teller
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
@@ -76,7 +77,7 @@ def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Con
     config = resolved.config
     check_this_machine(config.scaling)
     prepared = None if has_cluster() else prepare_run(config, store, console)
-    with connect_for(config.scaling) as (placement, num_nodes):
+    with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
         prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
         sweep_dir = take_run_directory(store, config.name, f"tune-{label}")
         settings = _settle(options, space, config, prepared, sweep_dir.name)
@@ -99,7 +100,7 @@ def resume_sweep(sweep_dir: Path, console: Console) -> Path:
     store = open_store(config.store.model_copy(update={"path": str(sweep_dir.absolute().parent)}))
     check_this_machine(config.scaling)
     prepared = None if has_cluster() else prepare_again(sweep_dir, config, store, console)
-    with connect_for(config.scaling) as (placement, num_nodes):
+    with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
         prepared = prepared or prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
         sweep = Sweep(sweep_dir.absolute(), settings, base, space, prepared)
         return run_sweep(sweep, placement, console)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from sftray.platform.run_files import read_rows
 from sftray.train_fn.errors import ConfigError, Problem
-from sftray.train_fn.places import as_path, find_bucket, spell, write_whole
+from sftray.train_fn.places import as_path, find_bucket, is_file, spell, write_whole
 
 SETTINGS, BASE, LEDGER = "sweep.json", "base.yaml", "trials.jsonl"
 
@@ -63,7 +63,7 @@ class TrialRecord:
 
 
 def is_sweep(folder: Path) -> bool:
-    return (folder / SETTINGS).is_file() and (folder / BASE).is_file()
+    return is_file(folder / SETTINGS) and is_file(folder / BASE)
 
 
 def find_sweep(name_or_path: str, store: str) -> Path | None:

@@ -1,7 +1,6 @@
 """A sweep that is settled runs to its end, or until something ends it; its events say which."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from sftray.platform.sweep_files import read_ledger
 from sftray.platform.sweep_gauges import SweepGauges
 from sftray.platform.sweep_mirrors import SweepMirrors
 from sftray.platform.sweep_progress import SweepProgress
+from sftray.platform.terminal import build_teller
 from sftray.platform.trial_directory import read_end
 from sftray.train_fn.errors import Problem, StoppedError, UserError
 from sftray.train_fn.journal import EVENTS, STOP, Journal
@@ -42,8 +42,7 @@ def _run_owned(sweep: Sweep, placement: Placement, console: Console, check: Call
 
     journal = Journal(sweep.folder)
     journal.add_event("starting", journal.count_attempts() + 1, f"{sweep.settings.trials} trials")
-    concurrent = count_concurrent(sweep.base.config.scaling, placement, look_at_cluster())
-    concurrent = min(concurrent, sweep.settings.concurrent or concurrent)
+    concurrent = count_concurrent(placement, look_at_cluster(), sweep.settings.concurrent)
     minutes = sweep.settings.max_minutes
     sweep = replace(sweep, deadline=None if minutes is None else time.time() + minutes * 60)
     total = sweep.settings.trials + sweep.settings.repeats * sweep.settings.finalists
@@ -57,7 +56,7 @@ def _run_owned(sweep: Sweep, placement: Placement, console: Console, check: Call
             lambda: _run_phases(sweep, placement, concurrent),
             sweep.folder / STOP,
             lambda: _is_a_trial_at_work(sweep.folder),
-            functools.partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            build_teller(console),
             check,
         )
         journal.add_event("finished", journal.count_attempts())

@@ -1,9 +1,11 @@
 """Text for a terminal: what a person, a data file or a model wrote is shown as it is, and never obeyed."""
 
+import functools
 import math
 import os
 import re
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
@@ -29,6 +31,11 @@ def build_console(stderr: bool = False) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
+
+
+def build_teller(console: Console) -> Callable[[str], None]:
+    """Tells a person a line, just as it is."""
+    return functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def format_seconds(seconds: float) -> str:

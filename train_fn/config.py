@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sftray.train_fn.config_replay import find_unlike_seed
 from sftray.train_fn.minimind_layout import is_weights_file
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -21,6 +22,10 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+# A node's label, as Ray and Kubernetes have it. No operator: what is asked for is one value.
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9][A-Za-z0-9.-]{{0,252}}/)?{_LABEL}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^{_LABEL}$")]
 
 
 class Contradiction(ValueError):
@@ -159,12 +164,6 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _unpacked_replay(self) -> Self:
-        if self.replay_seed and "packing" not in self.model_fields_set:
-            object.__setattr__(self, "packing", False)
-        return self
-
-    @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if self.max_steps is not None and self.max_examples is not None:
             raise Contradiction(
@@ -173,12 +172,25 @@ class TrainConfig(Section):
         return self
 
 
+_OWN_KEYS = {"CPU": "scaling.cpus_per_worker", "GPU": "scaling.use_gpu"}
+
+
 class ScalingConfig(Section):
-    """How many workers, and on what. Layout only: it never changes what is learned."""
+    """How many workers, and on what. Layout only: it never changes what is learned.
+
+    `placement`: pack has the workers on as few nodes as hold them, spread on as many as there are. A worker takes
+    `resources_per_worker` beside CPUs and a GPU, and goes only to nodes that have all `node_labels`.
+    `wait_minutes`: how long nodes are waited for where the workers do not fit; null: as the cluster has an autoscaler
+    or not.
+    """
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     use_gpu: Literal["auto"] | Flag = "auto"
     cpus_per_worker: PositiveInt = 1
+    resources_per_worker: dict[Text, PositiveFloat] = {}
+    node_labels: dict[LabelKey, LabelValue] = {}
+    placement: Literal["pack", "spread"] = "pack"
+    wait_minutes: NonNegativeFloat | None = None
     max_failures: CountOrOff = 3
 
     @property
@@ -200,6 +212,25 @@ class ScalingConfig(Section):
                 "scaling.num_workers is [min, max], and this min is above the max",
                 "scaling.num_workers",
                 fix={"scaling.num_workers": [self.max_workers, self.min_workers]},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        for name, key in _OWN_KEYS.items():
+            if name in self.resources_per_worker:
+                raise Contradiction(
+                    f"scaling.resources_per_worker holds {name}, which has a key of its own",
+                    "scaling.resources_per_worker",
+                    fix={key: True if name == "GPU" else max(1, int(self.resources_per_worker[name]))},
+                )
+        if self.node_labels and not isinstance(self.num_workers, int):
+            raise Contradiction(
+                "scaling.node_labels does not go with an elastic scaling.num_workers: Ray counts nodes for it "
+                "without their labels, and would wait for workers that the labelled ones do not hold",
+                "scaling.num_workers",
+                "scaling.node_labels",
+                fix={"scaling.num_workers": self.max_workers},
             )
         return self
 
@@ -239,30 +270,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _replayable(self) -> Self:
-        """MiniMind's loop, which train.replay_seed goes through, has some settings that cannot be others."""
-        train, optim = self.train, self.optim
-        if not train.replay_seed:
-            return self
-        micro, batch = train.micro_batch_size, self.global_batch_size
-        needs: dict[str, tuple[bool, object]] = {
-            "optim.schedule": (optim.schedule == "minimind", "minimind"),
-            "optim.weight_decay": (optim.weight_decay == 0.01, 0.01),
-            "optim.betas": (optim.betas == (0.9, 0.999), [0.9, 0.999]),
-            "train.max_steps": (train.max_steps is None, None),
-            "train.max_examples": (train.max_examples is None, None),
-            "train.global_batch_size": (batch % micro == 0, batch // micro * micro or micro),
-            "train.packing": (not train.packing, False),
-            "train.precision": (train.precision != "bf16", "fp32"),
-            "scaling.num_workers": (self.scaling.num_workers == 1, 1),
-        }
-        wrong = {key: right for key, (is_met, right) in needs.items() if not is_met}
-        if wrong:
-            raise Contradiction(
-                f"train.replay_seed goes through MiniMind's loop, which has other values of {', '.join(wrong)}",
-                *wrong,
-                "train.replay_seed",
-                fix=wrong,
-            )
+        train = self.train
+        if train.replay_seed and "packing" not in train.model_fields_set:
+            object.__setattr__(train, "packing", False)
+        if train.replay_seed and (wrong := find_unlike_seed(self)):
+            what = f"train.replay_seed goes through MiniMind's loop, which has other values of {', '.join(wrong)}"
+            raise Contradiction(what, *wrong, "train.replay_seed", fix=wrong)
         return self
 
     @property

@@ -13,7 +13,7 @@ from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_overrides import apply_overrides
 from sftray.train_fn.config_problems import explain
 from sftray.train_fn.config_syntax import write_value
-from sftray.train_fn.config_words import SCRATCH, leaf_fields, section_keys, wants_number
+from sftray.train_fn.config_words import MAPPINGS, leaf_fields, section_keys, wants_number
 from sftray.train_fn.config_yaml import KeyPath, Place, Tree, dotted, read_yaml
 from sftray.train_fn.errors import ConfigError, Problem
 
@@ -26,7 +26,7 @@ _HEADER = "# A resolved config: behind each value stands where it came from. Che
 class Resolved:
     """A config, and for each dotted key where its value came from: "run.yaml:14", "command line", "default", …
 
-    The keys are all of the config's, and those inside `model.scratch` that were given.
+    The keys are all of the config's, and those inside of mappings that were given.
     """
 
     config: RunConfig
@@ -99,7 +99,7 @@ def _dumped_origins(text: str) -> dict[int, str]:
 
 def _origins(tree: Tree) -> dict[str, str]:
     paths = [tuple(key.split(".")) for key in leaf_fields()]
-    inner = [path for path in tree.places if path[:2] == SCRATCH and len(path) > 2 and int not in map(type, path)]
+    inner = [path for path in tree.places if path[:2] in MAPPINGS and len(path) > 2 and int not in map(type, path)]
     return {dotted(path): tree.places[path].origin if path in tree.places else DEFAULT for path in paths + inner}
 
 

@@ -15,7 +15,9 @@ from pydantic.fields import FieldInfo
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_yaml import KeyPath
 
-SCRATCH = ("model", "scratch")  # the one key whose value is a mapping with keys of its own
+SCRATCH = ("model", "scratch")  # the one key inside of which each value is a setting of its own
+# The keys whose values are mappings.
+MAPPINGS = (SCRATCH, ("scaling", "resources_per_worker"), ("scaling", "node_labels"))
 
 _STEPS = "a whole number of steps, or 0 for never"
 # Said better by hand than from the models.
@@ -33,6 +35,8 @@ _LEGAL = {
     "optim.betas": "a list of two numbers, each at least 0 and below 1",
     "scaling.num_workers": "a whole number, 1 or more, or [min, max] to be elastic",
     "scaling.use_gpu": "auto, true or false",
+    "scaling.resources_per_worker": "names of Ray's resources, each with the amount of a worker, above 0",
+    "scaling.node_labels": "names of labels, each with the value that a node must have",
     "tracking.tags": "a list of texts",
 }
 # A right value for the keys whose default is none, or would not show what is meant.
@@ -49,6 +53,9 @@ _EXAMPLES: dict[str, Any] = {
     "train.max_examples": 50_000,
     "train.gradient_accumulation_steps": 8,
     "train.global_batch_size": 64,
+    "scaling.resources_per_worker": {"my_resource": 1},
+    "scaling.node_labels": {"ray.io/accelerator-type": "A100"},
+    "scaling.wait_minutes": 15,
     "limits.max_minutes": 120,
     "tracking.entity": "my-team",
     "tracking.tags": ["first-try"],
@@ -142,6 +149,8 @@ def wants_number(path: KeyPath) -> bool:
     if path[:2] == SCRATCH or key not in leaf_fields():
         return True
     branches = _schema(key).get("anyOf", [_schema(key)])
+    if path[:2] in MAPPINGS and len(path) > 2:
+        branches = [*_schema(key).get("patternProperties", {}).values(), _schema(key).get("additionalProperties", {})]
     if isinstance(path[-1], int):  # an item of a list
         branches = [item for b in branches for item in (*b.get("prefixItems", ()), b.get("items")) if item]
     return any(branch.get("type") in ("integer", "number") for branch in branches)

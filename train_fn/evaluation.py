@@ -10,18 +10,21 @@ from numpy.typing import NDArray
 from sftray.train_fn.batch import Batch
 from sftray.train_fn.loader import lay_out
 from sftray.train_fn.loss import forward_loss
-from sftray.train_fn.planner import Budget, MicroBatch
+from sftray.train_fn.planner import Budget, MicroBatch, share_step
 from sftray.train_fn.step import Trainer
 
-_EXAMPLES_AT_ONCE = 256
+# Laid out at a time. Many workers need more than 256, or most of them would have nothing to do.
+_EXAMPLES_AT_ONCE, _EXAMPLES_OF_A_RANK = 256, 8
 
 
-def plan_evaluation(lengths: NDArray[np.int64], rank: int, world_size: int, budget: Budget) -> list[MicroBatch]:
+def plan_evaluation(lengths: NDArray[np.int32], rank: int, world_size: int, budget: Budget) -> list[MicroBatch]:
     """This rank's forwards over the validation examples; over all ranks each example stands in one."""
     forwards: list[MicroBatch] = []
-    for start in range(0, len(lengths), _EXAMPLES_AT_ONCE):
-        examples = np.arange(start, min(start + _EXAMPLES_AT_ONCE, len(lengths)))
-        forwards.extend(lay_out(examples, lengths[examples], world_size, budget)[rank])
+    at_once = max(_EXAMPLES_AT_ONCE, _EXAMPLES_OF_A_RANK * world_size)
+    for start in range(0, len(lengths), at_once):
+        some = lengths[start : start + at_once].tolist()
+        share = share_step(some, world_size, budget)[rank]
+        forwards.extend(lay_out(np.arange(start, start + len(some)), some, share, budget))
     return forwards
 
 

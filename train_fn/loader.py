@@ -1,8 +1,8 @@
 """From the order and the plan to a loader of this worker's micro-batches."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,84 +11,97 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sftray.train_fn.batch import Batch, Example, build_batch
 from sftray.train_fn.order import count_examples_before, count_steps_per_epoch, order_step
-from sftray.train_fn.planner import Budget, MicroBatch, Row, plan_step
+from sftray.train_fn.planner import Budget, MicroBatch, Row, arrange_share, share_step
 from sftray.train_fn.token_store import TokenStore
+
+# A loader with workers asks for this many forwards before they are trained on, at most so many steps.
+_KEPT_PLANS = 8
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step over all workers. Rows hold indices into the data set. Counts are of the global batch."""
+    """One step over all workers. `lengths` are the tokens of each of its `examples`, `shares` the places in
+    `examples` that each rank takes; counts are of the global batch. No other rank's share is laid out unasked.
+    """
 
     epoch: int
     examples: NDArray[np.int64]
-    micro_batches: list[list[MicroBatch]]  # of each rank, at least one, perhaps without rows
+    lengths: list[int]
+    shares: list[list[int]]
+    budget: Budget
     num_tokens: int
     num_target_tokens: int
-    padded_tokens: int  # rows × longest row over all forwards
+
+    def lay_out(self, rank: int) -> list[MicroBatch]:
+        """The micro-batches of a rank, at least one, perhaps without rows. Rows hold indices into the data set."""
+        return lay_out(self.examples, self.lengths, self.shares[rank], self.budget)
+
+    @cached_property
+    def micro_batches(self) -> list[list[MicroBatch]]:
+        """Those of every rank."""
+        return [self.lay_out(rank) for rank in range(len(self.shares))]
+
+    @cached_property
+    def padded_tokens(self) -> int:
+        """Rows × longest row over all forwards of all ranks."""
+        sizes = dict(zip(self.examples.tolist(), self.lengths, strict=True))
+        return sum(_count_padded(rows, sizes) for forwards in self.micro_batches for rows in forwards)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All steps of a run: a pure function of the step. `lengths` and `target_counts` are int64 [examples].
+    """All steps of a run: a pure function of the step. `lengths` and `target_counts` are int32 [examples].
 
     With `max_examples` the run ends after exactly so many: what would be beyond is cut from the last step.
     """
 
-    lengths: NDArray[np.int64]
-    target_counts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    target_counts: NDArray[np.int32]
     seed: int
     global_batch_size: int
     total_steps: int
     world_size: int
     budget: Budget
     max_examples: int | None = None
+    _recent: dict[int, StepPlan] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def plan(self, step: int) -> StepPlan:
+        """The plan of a step. The last ones are kept: the loader asks for a step before the loop does, or after."""
+        if step not in self._recent:
+            if len(self._recent) >= _KEPT_PLANS:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[step] = self._plan(step)
+        return self._recent[step]
+
+    def _plan(self, step: int) -> StepPlan:
         epoch, examples = order_step(self.seed, step, self.global_batch_size, len(self.lengths))
         examples = examples[: self.count_examples(step + 1) - self.count_examples(step)]
-        lengths = self.lengths[examples]
-        layout = lay_out(examples, lengths, self.world_size, self.budget)
-        return describe_step(epoch, examples, layout, self.lengths, self.target_counts)
+        lengths = self.lengths[examples].tolist()
+        return StepPlan(
+            epoch=epoch,
+            examples=examples,
+            lengths=lengths,
+            shares=share_step(lengths, self.world_size, self.budget),
+            budget=self.budget,
+            num_tokens=sum(lengths),
+            num_target_tokens=int(self.target_counts[examples].sum()),
+        )
 
     def count_examples(self, steps_done: int) -> int:
         done = count_examples_before(steps_done, len(self.lengths), self.global_batch_size)
         return done if self.max_examples is None else min(done, self.max_examples)
 
 
-def describe_step(
-    epoch: int,
-    examples: NDArray[np.int64],
-    layout: list[list[MicroBatch]],
-    lengths: NDArray[np.int64],
-    target_counts: NDArray[np.int64],
-) -> StepPlan:
-    """A step of these examples, laid out so, with its counts; `lengths` and `target_counts` are of all examples."""
-    return StepPlan(
-        epoch=epoch,
-        examples=examples,
-        micro_batches=layout,
-        num_tokens=int(lengths[examples].sum()),
-        num_target_tokens=int(target_counts[examples].sum()),
-        padded_tokens=_count_padded(layout, lengths),
-    )
-
-
 def lay_out(
-    examples: NDArray[np.int64], lengths: NDArray[np.int64], world_size: int, budget: Budget
-) -> list[list[MicroBatch]]:
-    """A plan for these examples whose rows hold data set indices; a rank without work gets an empty forward."""
-    ids = examples.tolist()
-    return [
-        [tuple(tuple(ids[i] for i in row) for row in rows) for rows in forwards] or [()]
-        for forwards in plan_step(lengths.tolist(), world_size, budget)
-    ]
+    examples: NDArray[np.int64], lengths: Sequence[int], share: Sequence[int], budget: Budget
+) -> list[MicroBatch]:
+    """The forwards of one share, whose rows hold data set indices; without work it is one empty forward."""
+    forwards = arrange_share(share, lengths, budget)
+    return [tuple(tuple(int(examples[i]) for i in row) for row in rows) for rows in forwards] or [()]
 
 
-def _count_padded(layout: list[list[MicroBatch]], lengths: NDArray[np.int64]) -> int:
-    def count(rows: MicroBatch) -> int:
-        return len(rows) * max((int(lengths[list(row)].sum()) for row in rows), default=0)
-
-    return sum(count(rows) for forwards in layout for rows in forwards)
+def _count_padded(rows: MicroBatch, sizes: Mapping[int, int]) -> int:
+    return len(rows) * max((sum(sizes[i] for i in row) for row in rows), default=0)
 
 
 def count_total_steps(
@@ -127,7 +140,7 @@ class PlannedSampler(Sampler[list[Row]]):
 
     def __iter__(self) -> Iterator[list[Row]]:
         for step in range(self.start_step, self.run.total_steps):
-            for rows in self.run.plan(step).micro_batches[self.rank]:
+            for rows in self.run.plan(step).lay_out(self.rank):
                 yield list(rows)
 
 

@@ -86,7 +86,7 @@ def _collect(
         "perf/target_tokens_per_second": plan.num_target_tokens / seconds,
         "perf/tokens_per_second": plan.num_tokens / seconds,
         "perf/data_wait_seconds": outcome.data_wait_seconds,
-        "perf/padding_fraction": 1 - plan.num_tokens / plan.padded_tokens,
+        "perf/padding_fraction": 1 - plan.num_tokens / outcome.padded_tokens,
     }
     if outcome.aux_loss is not None:
         metrics["train/aux_loss"] = outcome.aux_loss

@@ -23,6 +23,15 @@ def find_bucket(place: object) -> BucketPath | None:
     return place if isinstance(place, BucketPath) else None
 
 
+def is_file(path: Path) -> bool:
+    """Of a name that the system cannot have, too, it is known: there is none."""
+    return path.is_file() if find_bucket(path) else os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    return path.is_dir() if find_bucket(path) else os.path.isdir(path)
+
+
 def spell(path: Path) -> str:
     """A path as one word of a command line."""
     return shlex.quote(str(path))

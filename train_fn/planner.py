@@ -11,6 +11,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sftray.train_fn.differencing import share_by_differencing
+
 Row = tuple[int, ...]  # examples, by their index in the global batch
 MicroBatch = tuple[Row, ...]
 
@@ -48,43 +50,25 @@ def plan_step(lengths: Sequence[int], world_size: int, budget: Budget) -> list[l
     Returns:
         For each rank its micro-batches; an empty list for a rank that gets no example.
     """
+    return [arrange_share(share, lengths, budget) for share in share_step(lengths, world_size, budget)]
+
+
+def share_step(lengths: Sequence[int], world_size: int, budget: Budget) -> list[list[int]]:
+    """The examples of each rank, in nearly equal tokens. Arguments as for `plan_step`."""
     if any(length > budget.tokens for length in lengths):
         raise ValueError(f"an example of {max(lengths)} tokens is above the budget of {budget.tokens}")
-    plans = []
-    for share in _share_by_tokens(range(len(lengths)), lengths, world_size):
-        if budget.packing:
-            bins = _pack_bins(share, lengths, budget)
-            plans.append([_arrange_rows(forward, lengths, budget) for forward in bins])
-        else:
-            plans.append(_chunk_rows(share, lengths, budget))
-    return plans
+    return share_by_differencing(range(len(lengths)), lengths, world_size)
+
+
+def arrange_share(share: Sequence[int], lengths: Sequence[int], budget: Budget) -> list[MicroBatch]:
+    """The micro-batches of one rank. They follow from its share alone, so no rank has to arrange another's."""
+    if not budget.packing:
+        return _chunk_rows(share, lengths, budget)
+    return [_arrange_rows(forward, lengths, budget) for forward in _pack_bins(share, lengths, budget)]
 
 
 def _longest_first(examples: Sequence[int], lengths: Sequence[int]) -> list[int]:
     return sorted(examples, key=lambda i: (-lengths[i], i))
-
-
-def _share_by_tokens(examples: Sequence[int], lengths: Sequence[int], num_shares: int) -> list[list[int]]:
-    """Split examples into shares of nearly equal tokens by differencing.
-
-    The largest differencing method: partial splits are merged two at a time, those of widest spread first,
-    the heaviest share of one with the lightest of the other (Karmarkar and Karp, 1982).
-    """
-    if num_shares == 1 or not examples:
-        return [list(examples), *([] for _ in range(num_shares - 1))]
-    # Each entry: (-spread, tie-break, shares of (tokens, examples) from light to heavy).
-    heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []
-    for order, i in enumerate(_longest_first(examples, lengths)):
-        shares = [(0, list[int]()) for _ in range(num_shares - 1)] + [(lengths[i], [i])]
-        heap.append((-lengths[i], order, shares))
-    heapq.heapify(heap)
-    while len(heap) > 1:
-        _, order, one = heapq.heappop(heap)
-        _, _, other = heapq.heappop(heap)
-        pairs = zip(one, reversed(other), strict=True)
-        merged = sorted(((a + b, x + y) for (a, x), (b, y) in pairs), key=lambda share: share[0])
-        heapq.heappush(heap, (merged[0][0] - merged[-1][0], order, merged))
-    return [share for _, share in reversed(heap[0][2])]
 
 
 def _share_greedily(examples: Sequence[int], lengths: Sequence[int], num_shares: int) -> list[list[int]]:
@@ -108,7 +92,7 @@ def _pack_bins(examples: Sequence[int], lengths: Sequence[int], budget: Budget) 
     fewest = -(-total // budget.tokens)
     fitted = _fit_first(examples, lengths, budget.tokens)
     for count in range(max(fewest, 1), len(fitted) + 1):
-        bins = _share_by_tokens(examples, lengths, count)
+        bins = share_by_differencing(examples, lengths, count)
         if all(sum(lengths[i] for i in forward) <= budget.tokens for forward in bins):
             return bins
     return fitted
@@ -130,7 +114,7 @@ def _fit_first(examples: Sequence[int], lengths: Sequence[int], capacity: int) -
 
 def _arrange_rows(forward: Sequence[int], lengths: Sequence[int], budget: Budget) -> MicroBatch:
     """Lay the examples of one forward into rows: few long ones waste attention, many short ones padding."""
-    share = _share_by_tokens if len(forward) <= _DIFFERENCED else _share_greedily
+    share = share_by_differencing if len(forward) <= _DIFFERENCED else _share_greedily
     best: tuple[float, list[list[int]]] | None = None
     for num_rows in range(1, min(len(forward), budget.max_rows or len(forward)) + 1):
         rows = share(forward, lengths, num_rows)

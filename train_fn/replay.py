@@ -21,11 +21,21 @@ from sftray.train_fn.batch import Batch
 from sftray.train_fn.config import OptimConfig, RunConfig
 from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.ledger import Tally
-from sftray.train_fn.loader import RunPlan, StepPlan, describe_step
+from sftray.train_fn.loader import RunPlan, StepPlan
 from sftray.train_fn.loss import forward_loss
 from sftray.train_fn.planner import MicroBatch
 from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.step import StepOutcome, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayedStep(StepPlan):
+    """A step of the seed's, whose micro-batches are as they come."""
+
+    forwards: list[MicroBatch]
+
+    def lay_out(self, rank: int) -> list[MicroBatch]:
+        return self.forwards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +65,20 @@ class ReplayPlan(RunPlan):
         epoch, in_epoch = divmod(step, self.per_epoch // self.accumulation)
         return epoch * self.per_epoch + (in_epoch + 1) * self.accumulation
 
-    def plan(self, step: int) -> StepPlan:
+    def _plan(self, step: int) -> StepPlan:
         parts = [self._find_examples(number) for number in self.find_micro_batches(step)]
-        rows: list[MicroBatch] = [tuple((int(i),) for i in part) for part in parts]
-        epoch = step // (self.per_epoch // self.accumulation)
-        return describe_step(epoch, np.concatenate(parts), [rows], self.lengths, self.target_counts)
+        examples = np.concatenate(parts)
+        lengths = self.lengths[examples].tolist()
+        return ReplayedStep(
+            epoch=step // (self.per_epoch // self.accumulation),
+            examples=examples,
+            lengths=lengths,
+            shares=[list(range(len(examples)))],
+            budget=self.budget,
+            num_tokens=sum(lengths),
+            num_target_tokens=int(self.target_counts[examples].sum()),
+            forwards=[tuple((int(i),) for i in part) for part in parts],
+        )
 
     def _find_examples(self, number: int) -> Any:
         first = number % self.per_epoch * self.micro_batch_size
@@ -76,7 +95,7 @@ def plan_replay(run: RunPlan, config: RunConfig) -> ReplayPlan:
     Raises:
         ConfigError: an epoch has fewer micro-batches than a step, so that the seed would never take one.
     """
-    known: dict[str, Any] = {field.name: getattr(run, field.name) for field in fields(run)}
+    known: dict[str, Any] = {field.name: getattr(run, field.name) for field in fields(run) if field.init}
     train, max_seq_len = config.train, config.data.max_seq_len
     plan = ReplayPlan(**known, micro_batch_size=train.micro_batch_size, epochs=train.epochs, max_seq_len=max_seq_len)
     steps = plan.per_epoch // plan.accumulation
@@ -109,7 +128,7 @@ def replay_step(
     """A step of the seed's. `loss` and `aux_loss` are those of its last micro-batch, which is what the seed logs."""
     assert isinstance(run, ReplayPlan)
     refuse_device(trainer.device, trainer.precision)
-    tally, waited, assignments = torch.zeros(2, dtype=torch.float64), 0.0, None
+    tally, waited, padded, assignments = torch.zeros(2, dtype=torch.float64), 0.0, 0, None
     loss, aux, rate = torch.zeros(()), None, 0.0
     for number in run.find_micro_batches(index):
         rate = compute_learning_rate(number, run.per_epoch * run.epochs, optim)
@@ -118,6 +137,7 @@ def replay_step(
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
+        padded += batch["input_ids"].numel()
         loss, aux, counts = run_micro_batch(trainer, run, batch)
         tally += batch["tally"].cpu()
         if counts is not None:
@@ -134,6 +154,7 @@ def replay_step(
         applied=math.isfinite(norm) and math.isfinite(float(loss)),
         overflowed=not math.isfinite(norm) and trainer.scaler.is_enabled(),
         data_wait_seconds=waited,
+        padded_tokens=padded,
         tally=Tally(*map(int, tally.tolist())),
         expert_load=None if assignments is None else compute_load(assignments),
         stop_asked=trainer.wants_stop(),

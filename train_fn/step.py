@@ -57,9 +57,9 @@ class StepOutcome:
     `aux_loss`: before its weight; None where there is none. `expert_load`: the fullest and the emptiest expert of any
     layer, as multiples of an even share; None for dense models.
 
-    `tally`: what all ranks sent through the model. `stop_asked`: some rank wants to stop after this step.
-    `saved`: a checkpoint was committed since the last step. `look_asked`: all are to look for a notice of preemption.
-    All ranks read the same answers.
+    `tally`: what all ranks sent through the model, as `padded_tokens`: rows × longest row over all their forwards.
+    `stop_asked`: some rank wants to stop after this step. `saved`: a checkpoint was committed since the last step.
+    `look_asked`: all are to look for a notice of preemption. All ranks read the same answers.
 
     `overflowed`: fp16 gradients were too large for the present scale, which is routine and no divergence.
     """
@@ -70,6 +70,7 @@ class StepOutcome:
     applied: bool
     overflowed: bool
     data_wait_seconds: float
+    padded_tokens: int
     tally: Tally
     expert_load: tuple[float, float] | None = None
     stop_asked: bool = False
@@ -98,7 +99,7 @@ def run_step(
         group["lr"] = learning_rate
     seed_step(trainer.seed, step, trainer.rank)
     totals, assignments, waited = _accumulate(trainer, batches, plan)
-    loss_sum, aux_sum, stops, saved, looks, count, digest = totals.tolist()
+    loss_sum, aux_sum, stops, saved, looks, padded, count, digest = totals.tolist()
     loss = loss_sum / max(plan.num_target_tokens, 1)
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
@@ -115,6 +116,7 @@ def run_step(
         applied=finite,
         overflowed=overflowed,
         data_wait_seconds=waited,
+        padded_tokens=int(padded),
         tally=Tally(int(count), int(digest)),
         expert_load=None if assignments is None else compute_load(assignments),
         stop_asked=stops > 0,
@@ -129,16 +131,17 @@ def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
 
 
 def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> tuple[Tensor, Tensor | None, float]:
-    """Gradients of the whole step into `.grad`. Returns fp64 [7] and the experts' tokens [L, E] (None: dense), both
+    """Gradients of the whole step into `.grad`. Returns fp64 [8] and the experts' tokens [L, E] (None: dense), both
     summed over ranks, and seconds waited for data.
 
-    The sums: loss, aux, ranks that want to stop, that have saved, that want to look, examples, digests.
+    The sums: loss, aux, ranks that want to stop, that have saved, that want to look, tokens with padding, examples,
+    digests.
     """
-    totals = torch.zeros(7, dtype=torch.float64, device=trainer.device)
+    totals = torch.zeros(8, dtype=torch.float64, device=trainer.device)
     assignments: Tensor | None = None
-    waited = 0.0
-    forwards = plan.micro_batches[trainer.rank]
-    for index in range(len(forwards)):
+    waited, padded = 0.0, 0
+    forwards = plan.lay_out(trainer.rank)
+    for index, rows in enumerate(forwards):
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
@@ -147,13 +150,15 @@ def _accumulate(trainer: Trainer, batches: Iterator[Batch], plan: StepPlan) -> t
                 forward = forward_loss(trainer.wrapped, trainer.head, batch, trainer.routers)
             torch.autograd.backward(trainer.scaler.scale(_weigh(forward, trainer, plan)))
         totals[0] += forward.loss_sum.detach()
-        totals[5:] += batch["tally"]
+        padded += batch["input_ids"].numel() if rows else 0
+        totals[6:] += batch["tally"]
         if forward.aux_sum is not None:
             totals[1] += forward.aux_sum.detach()
         if forward.assignments is not None:
             assignments = forward.assignments if assignments is None else assignments + forward.assignments
     # As late as can be, so that it is acted upon in this step.
     totals[2], totals[3], totals[4] = trainer.wants_stop(), trainer.has_saved(), trainer.wants_look()
+    totals[5] = padded
     if trainer.world_size > 1:
         dist.all_reduce(totals)
         if assignments is not None:

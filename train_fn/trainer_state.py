@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,9 +90,12 @@ def load_trainer_state(
 def load_rng(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     """The random states of a rank by their sources; {} where the checkpoint has none of it."""
     path = checkpoint.folder / _TRAINER / _RNG
-    held = load_file(path) if path.exists() else {}
+    if not path.exists():
+        return {}
     prefix = f"rank-{rank}."
-    return {key.removeprefix(prefix): state for key, state in held.items() if key.startswith(prefix)}
+    with safe_open(path, framework="pt") as held:  # those of thousands of other ranks stay on the disk
+        names: list[str] = held.keys()
+        return {name.removeprefix(prefix): held.get_tensor(name) for name in names if name.startswith(prefix)}
 
 
 def _describe_other(checkpoint: Checkpoint, difference: str) -> Problem:

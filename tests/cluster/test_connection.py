@@ -1,75 +1,17 @@
-"""Before anything is started: the token, what this machine cannot hold, and a cluster that is not there."""
+"""Before anything is started: what this machine cannot hold, and a cluster that is not there."""
 
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from ray_node import find_free_ports
 from tiny_runs import write_sums
 
-from sftray.cluster.connection import check_this_machine, has_cluster, look_around, make_token
+from sftray.cluster.connection import check_this_machine, has_cluster, look_around
 from sftray.train_fn.config import ScalingConfig
 from sftray.train_fn.errors import ClusterError
-
-
-@pytest.fixture(autouse=True)
-def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-
-
-def test_a_token_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
-    path = tmp_path / "ray" / "auth_token"
-    before = os.umask(0)
-    try:
-        make_token(path)
-    finally:
-        os.umask(before)
-    text = path.read_text()
-    assert len(text) == 64 and int(text, 16)
-    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
-    make_token(path)
-    assert path.read_text() == text
-    make_token(tmp_path / "other")
-    assert (tmp_path / "other").read_text() != text
-
-
-def test_a_token_that_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "auth_token"
-    path.write_text("mine")
-    path.chmod(0o640)
-    make_token(path)
-    assert (path.read_text(), path.stat().st_mode & 0o777) == ("mine", 0o640)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "in the environment")
-    make_token(tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-def test_several_starts_at_once_make_one_token(tmp_path: Path) -> None:
-    path, together, failed = tmp_path / "auth_token", threading.Barrier(8), []
-
-    def start() -> None:
-        together.wait()
-        try:
-            make_token(path)
-        except BaseException as error:  # it is the test's result
-            failed.append(error)
-
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == [] and len(path.read_text()) == 64
-
-
-def test_a_token_that_cannot_be_written_says_where_it_could(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN_PATH") as caught:
-        make_token(tmp_path / "file" / "auth_token")
-    assert caught.value.problems[0].where == str(tmp_path / "file" / "auth_token")
 
 
 def test_too_many_workers_for_this_machine_are_refused_before_ray_is_imported() -> None:

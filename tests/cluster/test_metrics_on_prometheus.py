@@ -1,19 +1,15 @@
 """A real sweep, watched by a real Prometheus: every query of the board has an answer, and the answers are true."""
 
-import contextlib
 import json
 import signal
 import subprocess
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from commands import read_output, start_command, wait_for
-from ray_node import find_free_ports, lead_node
+from prometheus import CLUSTER, ask, find_nodes_file, run_prometheus
+from ray_node import lead_node
 from tiny_runs import build_config, read_metrics
 from waiting import wait_until
 
@@ -22,46 +18,9 @@ from sftray.train_fn.config_file import Resolved, dump_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.system]
 
-CLUSTER = Path(__file__).parents[2] / "cluster"
 BOARD = json.loads((CLUSTER / "grafana-board.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel.get("targets", ())]
 NO_GPU_HERE = [query for query in QUERIES if "gpus" in query]
-
-
-@contextlib.contextmanager
-def run_prometheus(folder: Path, metrics: str) -> Iterator[str]:
-    """The address of a Prometheus with the cluster's config, but for its pace and for where it finds the nodes."""
-    nodes = folder / "nodes.json"
-    nodes.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [metrics]}]))
-    config = yaml.safe_load((CLUSTER / "prometheus.yml").read_text(encoding="utf-8"))
-    config["global"]["scrape_interval"] = "1s"
-    (job,) = config["scrape_configs"]
-    job["file_sd_configs"][0]["files"] = [str(nodes)]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{find_free_ports(1)[0]}"
-    flags = [f"--web.listen-address={address}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "prometheus.out").open("wb") as out:
-        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", *flags]
-        process = subprocess.Popen(command, stdout=out, stderr=out)
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def ask(address: str, query: str) -> list[dict[str, Any]]:
-    url = f"{address}/api/v1/query?" + urllib.parse.urlencode({"query": query})
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    except ConnectionError:  # it is about to start
-        return []
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ConnectionError):
-            return []
-        raise
-    return found
 
 
 def start_sweep(folder: Path, address: str) -> tuple[Path, "subprocess.Popen[bytes]"]:
@@ -77,7 +36,7 @@ def test_the_board_shows_what_metrics_jsonl_says(tmp_path: Path) -> None:
     run, asked = "swept/trial-000", {query: query.replace("$run", ".+") for query in QUERIES}
     with (
         lead_node(2, RAY_metrics_report_interval_ms="5000") as head,
-        run_prometheus(tmp_path, head.metrics) as address,
+        run_prometheus(tmp_path, find_nodes_file(head)) as address,
     ):
         sweep_dir, process = start_sweep(tmp_path, head.address)
         trial = sweep_dir / "trial-000"

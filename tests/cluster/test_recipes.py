@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import json
+import os
 import re
+import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +141,28 @@ def test_the_slurm_script_is_bash_and_puts_no_token_on_a_command_line() -> None:
     assert "#SBATCH --signal=B:TERM@" in text and "trap" in text
     commands = [line for line in text.splitlines() if "srun" in line or "ray start" in line]
     assert commands and not any("TOKEN" in line for line in commands)
+
+
+def test_nodes_on_slurm_keep_rays_files_from_other_users() -> None:
+    text = (RECIPES / "slurm.sh").read_text(encoding="utf-8")
+    made = text.index('mkdir -m 700 "$RAY_TMPDIR"')
+    assert text.index("export RAY_TMPDIR=") < made < text.index('"${ray[@]}"') and "mkdir -p" not in text
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "slurm.sh"])
+def test_what_starts_ray_without_kuberay_says_that_it_wants_a_token(name: str) -> None:
+    text = (RECIPES / name).read_text(encoding="utf-8")
+    starts = [line for line in text.splitlines() if "ray start" in line]
+    told = "export RAY_AUTH_TOKEN RAY_AUTH_MODE=token" in text
+    assert starts and (told or all("RAY_AUTH_MODE=token ray start" in line for line in starts))
+
+
+def test_rays_own_command_makes_a_token_for_its_owner_alone_as_the_recipe_has_it(tmp_path: Path) -> None:
+    (command,) = re.findall(r"\(umask .*?\)", (RECIPES / "aws.yaml").read_text(encoding="utf-8"))
+    ray_there = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    subprocess.run(
+        ["bash", "-c", command], env={**kept, "HOME": str(tmp_path), "PATH": ray_there}, check=True, timeout=60
+    )
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) >= 32

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from rich.console import Console
 from tiny_runs import build_config
 
+from sftray.cluster.resources import Node, Placement
 from sftray.platform.cli import main
+from sftray.platform.plan_cluster import ClusterPlan, describe_cluster
 from sftray.platform.planning import Plan, estimate_memory, plan_run, show_plan
 from sftray.platform.run_directory import TOKENS
 from sftray.platform.shipped import load_named_config
@@ -118,6 +122,11 @@ def test_the_plan_for_a_program(tmp_path: Path, capsys: Capture) -> None:
     said = capsys.readouterr()
     answer = json.loads(said.out)
     assert answer["fits"] and answer["shortage"] == []
+    cluster = answer["cluster"]
+    (node,) = cluster.pop("nodes")
+    assert node["workers"] == 1 and node["cpus"] == len(os.sched_getaffinity(0))
+    assert cluster["per_worker"] == {"CPU": 1.0, **({"GPU": 1.0} if cluster.pop("use_gpu") else {})}
+    assert (cluster["placement"], cluster["missing_workers"], cluster["wait_minutes"]) == ("pack", 0, 0.0)
     assert (answer["total_steps"], answer["global_batch_size"]) == (12, 8)
     assert answer["num_parameters"] > 10_000 and answer["memory_bytes_per_worker"] > answer["num_parameters"] * 16
     assert answer["config"]["name"] == "run" and answer["data"]["splits"]["train"]["kept"] == 48
@@ -138,6 +147,29 @@ def test_a_shortage_is_said_after_the_plan(tmp_path: Path, capsys: Capture) -> N
     answer = json.loads(said.out)  # one document
     assert not answer["fits"] and answer["shortage"][0]["what"].startswith("100000 workers")
     assert "error  100000 workers" in said.err
+
+
+def test_where_workers_would_be_is_told() -> None:
+    nodes = [Node(2, 0, name="left"), Node(4, 0, name="right"), Node(2, 0, name="left")]
+    placement = Placement(8, False, 1, strategy="spread", wait_s=0.0)
+    found = ClusterPlan(nodes, False, placement, (2, 4, 2))
+    assert describe_cluster(found) == [
+        "cluster: 8 worker(s) on CPU fit",
+        "  where (spread, if nothing else runs there): 2 on each of 2 nodes named left, 4 on right",
+        "  trials of a sweep: 1 side by side",
+    ]
+    waiting = ClusterPlan(nodes, True, replace(placement, num_workers=9), (2, 4, 2), 15.0)
+    assert describe_cluster(waiting) == [
+        "cluster: 8 of 9 worker(s) on CPU fit (1 CPU each); nodes for 1 would be waited for, up to 15 min",
+        "  where (spread, if nothing else runs there): 2 on each of 2 nodes named left, 4 on right",
+        "  an autoscaler adds nodes; how many there may be, Ray does not say",
+    ]
+    assert not waiting.fits and waiting.to_json()["missing_workers"] == 1
+
+
+def test_nothing_is_waited_for_on_one_machine(tmp_path: Path) -> None:
+    found = plan(build_config(tmp_path, scaling={"num_workers": 100_000, "wait_minutes": 5}))
+    assert found.shortage is not None and not found.cluster.fits and found.cluster.wait_minutes == 0
 
 
 def estimate(counts: dict[str, int] | None = None, **changes: dict[str, Any]) -> int:

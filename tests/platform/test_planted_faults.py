@@ -152,7 +152,8 @@ FAULTS = [
     data(chat(USER), "", "train.jsonl")._replace(place="data.train: "),
     data(chat(USER, {"role": "assistant", "content": "x " * 99}), ":1")._replace(settings=("data.overlong=error",)),
     # The store.
-    setting("store.path=s3://bucket/runs", 4, "store.path: "),
+    setting("store.path=ftp://bucket/runs", 2, "store.path: "),
+    setting("store.path=s3://bucket/runs?colour=red", 2, "store.path: "),
     setting("store.path=train.jsonl", 4, "store.path: "),
     setting("store.path=/proc/runs", 4, "store.path: "),
     setting("store.path=~nobody-of-this-name/runs", 4, "store.path: "),

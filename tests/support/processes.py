@@ -25,3 +25,11 @@ def list_processes() -> Iterator[Process]:
 
 def has_ended(pid: int) -> bool:
     return all(process.pid != pid for process in list_processes())
+
+
+def list_offspring(ancestor: int) -> set[int]:
+    """The process, its children, theirs, and so on."""
+    processes, found = list(list_processes()), {ancestor}
+    while more := {process.pid for process in processes if process.parent in found} - found:
+        found |= more
+    return found

@@ -54,11 +54,12 @@ def start_node(num_cpus: int, host: Host = HERE, **settings: str) -> Iterator[st
 
 @contextlib.contextmanager
 def lead_node(
-    num_cpus: int, host: Host = HERE, more: Sequence[str] = ("--block",), **settings: str
+    num_cpus: int, host: Host = HERE, more: Sequence[str] = ("--block",), port: int | None = None, **settings: str
 ) -> Iterator[Head]:
-    """As start_node, with `more` options. Without `--block` the leader has left, and no process of the node ends
-    because another has."""
-    gcs, dashboard, client, agent, metrics = find_free_ports(5)
+    """As start_node, with `more` options and a `port` of one's own. Without `--block` the leader has left, and no
+    process of the node ends because another has."""
+    free, dashboard, client, agent, metrics = find_free_ports(5)
+    gcs = port or free
     ports = [
         *("--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
         *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
@@ -68,11 +69,13 @@ def lead_node(
 
 
 @contextlib.contextmanager
-def join_node(address: str, num_cpus: int, host: Host = HERE, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """One more node of the cluster at `address`; gives the leader of its process group."""
+def join_node(
+    address: str, num_cpus: int, host: Host = HERE, more: Sequence[str] = (), **settings: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """One more node of the cluster at `address`, with `more` options; gives the leader of its process group."""
     agent, metrics = find_free_ports(2)
     ports = ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
-    with _run_node(["--address", address, *ports, "--block"], num_cpus, host, settings) as node:
+    with _run_node(["--address", address, *ports, *more, "--block"], num_cpus, host, settings) as node:
         yield node
 
 

@@ -40,6 +40,7 @@ EXPERT_LAYOUTS = {  # of the mixture of experts: unpacked and packed, the last w
 class Trace:
     losses: list[float]
     stops: list[bool]
+    padded: list[tuple[int, int]]  # tokens with padding of each step, as all ranks sent them and as they are planned
     gradient: NDArray[np.float32]  # of the first step, unclipped, all parameters in order
     weights: NDArray[np.float32]  # after the last step
     val_loss: float  # of all examples, with these weights
@@ -86,6 +87,7 @@ def follow(
     return Trace(
         losses=[outcome.loss for outcome in outcomes],
         stops=[outcome.stop_asked for outcome in outcomes],
+        padded=[(result.outcome.padded_tokens, result.plan.padded_tokens) for result in results],
         gradient=gradients[0] / clipped,
         weights=flatten(model.parameters()),
         val_loss=evaluate(trainer, build_loader(store, FixedSampler(forwards), PAD_ID, on_gpu=False)),
@@ -146,6 +148,7 @@ def load_trace(out: Path, name: str, rank: int) -> Trace:
         return Trace(
             file["losses"].tolist(),
             file["stops"].tolist(),
+            [(sent, planned) for sent, planned in file["padded"].tolist()],
             file["gradient"],
             file["weights"],
             float(file["val_loss"]),

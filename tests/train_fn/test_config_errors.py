@@ -106,6 +106,20 @@ PLANTED = [
     ),
     ("train:\n  max_steps: 8\n  max_examples: 64", 5, "give train.max_steps or train.max_examples", "keep one"),
     ("scaling:\n  num_workers: [4, 2]", 4, "this min is above the max", "scaling: {num_workers: [2, 4]}"),
+    (
+        "scaling:\n  num_workers: [1, 4]\n  node_labels: {zone: a}",
+        5,
+        "scaling.node_labels does not go with an elastic scaling.num_workers",
+        "scaling: {num_workers: 4}",
+    ),
+    ("scaling: {resources_per_worker: {CPU: 2}}", 3, "holds CPU, which has a key of its own", "cpus_per_worker: 2"),
+    ("scaling: {resources_per_worker: {GPU: 1}}", 3, "holds GPU, which has a key of its own", "use_gpu: true"),
+    (
+        "scaling: {node_labels: {zone: in(a)}}",
+        3,
+        "scaling.node_labels.zone is in(a), and",
+        "scaling: {node_labels: {",
+    ),
     # sections that are none
     ("optim: 3", 3, "optim is a section with keys of its own, not 3", "optim: {learning_rate: 2.0e-5}"),
     ("scaling: [1]", 3, "scaling is a section with keys of its own, not [1]", "scaling: {num_workers: 1}"),

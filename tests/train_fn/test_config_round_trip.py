@@ -52,7 +52,12 @@ fractions = st.floats(0, 0.99, exclude_min=True)
 sections: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "optim": {"learning_rate": positive, "betas": st.tuples(fractions, fractions), "warmup_ratio": fractions},
     "train": {"epochs": counts, "packing": st.booleans(), "precision": st.sampled_from(["fp32", "bf16", "fp16"])},
-    "scaling": {"num_workers": counts | st.tuples(st.just(1), counts), "use_gpu": st.just("auto") | st.booleans()},
+    "scaling": {
+        "num_workers": counts | st.tuples(st.just(1), counts),
+        "use_gpu": st.just("auto") | st.booleans(),
+        "resources_per_worker": st.dictionaries(awkward.filter(lambda t: "." not in t), positive, max_size=3),
+        "wait_minutes": positive,
+    },
     "tracking": {"tags": st.lists(awkward, max_size=3), "entity": awkward},
 }
 optional: dict[str, st.SearchStrategy[Any]] = {
@@ -74,6 +79,20 @@ def test_a_dump_reads_back_as_the_same_config(settings_given: dict[str, Any], or
     assert {resolved.origin[key] for key in leaf_fields()} == {origin}
     assert dump_config(resolved) == dumped
     assert RunConfig.model_validate(yaml.safe_load(dumped)) == config  # and any YAML 1.1 reader agrees
+
+
+def test_labels_of_nodes_read_back_with_their_origins() -> None:
+    text = (
+        "model: {name: m}\ndata: {train: a}\nscaling:\n  node_labels: {ray.io/accelerator-type: A100, rack: '07'}\n"
+    )
+    resolved = load(text, "scaling.resources_per_worker={fast: 1e-1}")
+    assert resolved.config.scaling.node_labels == {"ray.io/accelerator-type": "A100", "rack": "07"}
+    assert resolved.config.scaling.resources_per_worker == {"fast": 0.1}
+    assert resolved.origin["scaling.node_labels.rack"] == "run.yaml:4"
+    dumped = dump_config(resolved)
+    assert '    rack: "07"  # run.yaml:4\n' in dumped and "    fast: 0.1  # command line\n" in dumped
+    again = load(dumped)
+    assert again.config == resolved.config and again.origin == resolved.origin
 
 
 @settings(max_examples=300, deadline=None)

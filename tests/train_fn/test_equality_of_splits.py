@@ -63,6 +63,7 @@ def assert_same_meaning(trace: Trace, reference: Trace) -> None:
     assert trace.losses == pytest.approx(reference.losses, rel=1e-6)
     assert trace.stops == [step == ASKS_TO_STOP for step in range(TOTAL_STEPS)]
     assert trace.val_loss == pytest.approx(reference.val_loss, rel=1e-6)
+    assert all(sent == planned > 0 for sent, planned in trace.padded)
     largest = np.abs(reference.gradient).max()
     assert np.abs(trace.gradient - reference.gradient).max() <= 1e-6 * largest
 

@@ -11,6 +11,7 @@ from tiny import PAD_ID, Layout, build_model, build_trainer, draw_examples, writ
 from sftray.train_fn.batch import Batch, Example, compute_labels
 from sftray.train_fn.evaluation import evaluate, plan_evaluation
 from sftray.train_fn.loader import FixedSampler, build_loader
+from sftray.train_fn.planner import Budget
 from sftray.train_fn.step import Trainer
 from sftray.train_fn.token_store import TokenStore
 
@@ -65,6 +66,13 @@ def test_each_example_is_evaluated_once(layout: Layout, store: TokenStore) -> No
         for i in row
     ]
     assert sorted(seen) == list(range(len(store)))
+
+
+def test_of_many_workers_each_has_its_share() -> None:
+    lengths = np.random.default_rng(0).integers(20, 60, 4096).astype(np.int32)
+    for rank in (0, 255, 511):
+        forwards = plan_evaluation(lengths, rank, 512, Budget(4 * 60, 4, packing=True))
+        assert 6 <= sum(len(row) for rows in forwards for row in rows) <= 10
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -57,6 +57,14 @@ def test_every_global_batch_trains_on_the_same_examples_in_the_same_order(
         assert [run.count_examples(step) for step in range(run.total_steps + 1)] == counts.tolist()
 
 
+def test_a_plan_is_the_same_whatever_was_asked_before() -> None:
+    used = plan(30, 3, 5, None)
+    for step in [*range(20), 3, 0, 19, 3, *range(49, 30, -1), 3]:
+        one, fresh = used.plan(step), plan(30, 3, 5, None).plan(step)
+        assert one.examples.tolist() == fresh.examples.tolist()
+        assert one.micro_batches == fresh.micro_batches and one.padded_tokens == fresh.padded_tokens
+
+
 @settings(max_examples=60, deadline=None)
 @given(batch=st.sampled_from(BATCHES), max_examples=st.integers(1, 60))
 def test_all_steps_but_the_last_are_those_of_an_uncut_run(batch: int, max_examples: int) -> None:

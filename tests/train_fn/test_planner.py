@@ -1,6 +1,8 @@
 """A plan lays out a global batch: every example once, inside the budget, in few and even forwards."""
 
+import heapq
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import Layout, draw_examples, plan_run, write_store
 
 from sftray.train_fn.batch import count_target_tokens
+from sftray.train_fn.differencing import share_by_differencing
 from sftray.train_fn.planner import Budget, MicroBatch, plan_step
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -108,6 +111,42 @@ def test_packing_reaches_the_fewest_forwards(lengths: list[int], tokens: int, fo
 def test_ranks_differ_by_one_example_of_tokens_at_most(lengths: list[int], world_size: int, budget: Budget) -> None:
     loads = [sum(lengths[i] for i in list_examples(forwards)) for forwards in plan_step(lengths, world_size, budget)]
     assert max(loads) - min(loads) <= max(lengths)
+
+
+def share_with_empty_ones(lengths: list[int], num_shares: int) -> list[list[int]]:
+    """The largest differencing method as it is written down: every split has all its shares, the empty ones too."""
+    ordered = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    heap = [
+        (-lengths[i], order, [*((0, list[int]()) for _ in range(num_shares - 1)), (lengths[i], [i])])
+        for order, i in enumerate(ordered)
+    ]
+    while len(heap) > 1:
+        (_, order, one), (_, _, other) = heapq.heappop(heap), heapq.heappop(heap)
+        pairs = zip(one, reversed(other), strict=True)
+        merged = sorted(((a + b, x + y) for (a, x), (b, y) in pairs), key=lambda share: share[0])
+        heapq.heappush(heap, (merged[0][0] - merged[-1][0], order, merged))
+    return [share for _, share in reversed(heap[0][2])]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lengths=st.one_of(
+        st.lists(st.integers(1, top), min_size=1, max_size=most) for top, most in ((2, 60), (9, 40), (2000, 40))
+    ),
+    num_shares=st.integers(2, 20),
+)
+def test_empty_shares_need_not_be_written_out(lengths: list[int], num_shares: int) -> None:
+    shares = share_by_differencing(range(len(lengths)), lengths, num_shares)
+    assert shares == share_with_empty_ones(lengths, num_shares)
+
+
+def test_the_memory_of_sharing_out_does_not_grow_with_workers_times_examples() -> None:
+    lengths = np.random.default_rng(0).integers(1, 1024, 4096).tolist()
+    tracemalloc.start()
+    share_by_differencing(range(len(lengths)), lengths, 512)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20, "with all empty shares written out it is above 100 MB"
 
 
 def test_many_examples_are_shared_out_almost_evenly() -> None:
