@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sftray.train_fn.config_replay import find_unlike_seed
 from sftray.train_fn.minimind_layout import is_weights_file
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -163,12 +164,6 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _unpacked_replay(self) -> Self:
-        if self.replay_seed and "packing" not in self.model_fields_set:
-            object.__setattr__(self, "packing", False)
-        return self
-
-    @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if self.max_steps is not None and self.max_examples is not None:
             raise Contradiction(
@@ -275,30 +270,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _replayable(self) -> Self:
-        """MiniMind's loop, which train.replay_seed goes through, has some settings that cannot be others."""
-        train, optim = self.train, self.optim
-        if not train.replay_seed:
-            return self
-        micro, batch = train.micro_batch_size, self.global_batch_size
-        needs: dict[str, tuple[bool, object]] = {
-            "optim.schedule": (optim.schedule == "minimind", "minimind"),
-            "optim.weight_decay": (optim.weight_decay == 0.01, 0.01),
-            "optim.betas": (optim.betas == (0.9, 0.999), [0.9, 0.999]),
-            "train.max_steps": (train.max_steps is None, None),
-            "train.max_examples": (train.max_examples is None, None),
-            "train.global_batch_size": (batch % micro == 0, batch // micro * micro or micro),
-            "train.packing": (not train.packing, False),
-            "train.precision": (train.precision != "bf16", "fp32"),
-            "scaling.num_workers": (self.scaling.num_workers == 1, 1),
-        }
-        wrong = {key: right for key, (is_met, right) in needs.items() if not is_met}
-        if wrong:
-            raise Contradiction(
-                f"train.replay_seed goes through MiniMind's loop, which has other values of {', '.join(wrong)}",
-                *wrong,
-                "train.replay_seed",
-                fix=wrong,
-            )
+        train = self.train
+        if train.replay_seed and "packing" not in train.model_fields_set:
+            object.__setattr__(train, "packing", False)
+        if train.replay_seed and (wrong := find_unlike_seed(self)):
+            what = f"train.replay_seed goes through MiniMind's loop, which has other values of {', '.join(wrong)}"
+            raise Contradiction(what, *wrong, "train.replay_seed", fix=wrong)
         return self
 
     @property

@@ -30,7 +30,7 @@ from sftray.train_fn.step import StepOutcome, Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayedStep(StepPlan):
-    """A step whose forwards are given: one row an example, in the order of the file."""
+    """A step of the seed's, whose micro-batches are as they come."""
 
     forwards: list[MicroBatch]
 
@@ -67,19 +67,17 @@ class ReplayPlan(RunPlan):
 
     def _plan(self, step: int) -> StepPlan:
         parts = [self._find_examples(number) for number in self.find_micro_batches(step)]
-        rows: list[MicroBatch] = [tuple((int(i),) for i in part) for part in parts]
-        epoch = step // (self.per_epoch // self.accumulation)
         examples = np.concatenate(parts)
         lengths = self.lengths[examples].tolist()
         return ReplayedStep(
-            epoch=epoch,
+            epoch=step // (self.per_epoch // self.accumulation),
             examples=examples,
             lengths=lengths,
-            shares=[list(range(len(lengths)))],
+            shares=[list(range(len(examples)))],
             budget=self.budget,
             num_tokens=sum(lengths),
             num_target_tokens=int(self.target_counts[examples].sum()),
-            forwards=rows,
+            forwards=[tuple((int(i),) for i in part) for part in parts],
         )
 
     def _find_examples(self, number: int) -> Any:
@@ -130,7 +128,7 @@ def replay_step(
     """A step of the seed's. `loss` and `aux_loss` are those of its last micro-batch, which is what the seed logs."""
     assert isinstance(run, ReplayPlan)
     refuse_device(trainer.device, trainer.precision)
-    tally, waited, assignments = torch.zeros(2, dtype=torch.float64), 0.0, None
+    tally, waited, padded, assignments = torch.zeros(2, dtype=torch.float64), 0.0, 0, None
     loss, aux, rate = torch.zeros(()), None, 0.0
     for number in run.find_micro_batches(index):
         rate = compute_learning_rate(number, run.per_epoch * run.epochs, optim)
@@ -139,6 +137,7 @@ def replay_step(
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
+        padded += batch["input_ids"].numel()
         loss, aux, counts = run_micro_batch(trainer, run, batch)
         tally += batch["tally"].cpu()
         if counts is not None:
@@ -155,7 +154,7 @@ def replay_step(
         applied=math.isfinite(norm) and math.isfinite(float(loss)),
         overflowed=not math.isfinite(norm) and trainer.scaler.is_enabled(),
         data_wait_seconds=waited,
-        padded_tokens=run.plan(index).padded_tokens,
+        padded_tokens=padded,
         tally=Tally(*map(int, tally.tolist())),
         expert_load=None if assignments is None else compute_load(assignments),
         stop_asked=trainer.wants_stop(),
