@@ -104,6 +104,11 @@ def test_a_store_that_is_none_is_refused(url: str, said: str, kind: type[Excepti
         open_store(StoreConfig(path=url + options))
 
 
+def test_where_no_run_is_there_is_no_store(s3_endpoint: str) -> None:
+    with pytest.raises(StoreError, match="there is no store at s3://"):
+        load_runs(make_place(s3_endpoint))
+
+
 def test_the_probe_tries_what_a_bucket_must_keep(s3_endpoint: str) -> None:
     ((level, said, _),) = probe_store(make_place(s3_endpoint))
     assert level == "ok" and "gives a name once" in said

@@ -28,7 +28,7 @@ from sftray.train_fn.tokenizer import load_tokenizer
 PACKAGE = "sftray.train_fn."
 # Settings are in the key by their values, and words of errors decide no token.
 NOT_CODE = {
-    *("config", "errors", "ledger", "order"),
+    *("config", "config_replay", "errors", "ledger", "minimind_layout", "order"),
     *("bucket_path", "local_copies", "patience", "places", "store_http", "store_s3", "store_objects", "store"),
     "store_posix",
 }  # they read settings, say what is wrong, count what is trained on, and carry files
