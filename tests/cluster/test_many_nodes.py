@@ -82,7 +82,6 @@ def test_workers_and_trials_lie_where_the_config_says(tmp_path: Path, monkeypatc
             return sides
 
         assert run("spread", placement="spread") == ["left", "right"]
-        assert len({*run("pack")}) == 1
         right = {"node_labels": {"side": "right"}, "resources_per_worker": {"own": 1}}
         assert run("labelled", placement="spread", **right) == ["right", "right"]
 
