@@ -20,16 +20,27 @@ export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 # Ray lets anybody write in its folders, and other users may have work on these nodes.
 export RAY_TMPDIR="/tmp/sftray-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
 srun --overlap --ntasks-per-node=1 mkdir -m 700 "$RAY_TMPDIR"   # fails where it is somebody else's
+nodes=()
+leave_nothing() {
+    kill "${nodes[@]}" 2>/dev/null || true
+    wait || true
+    srun --overlap --ntasks-per-node=1 rm -rf "$RAY_TMPDIR" || true
+}
+trap leave_nothing EXIT
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-head_ip=$(srun --overlap --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address | awk '{print $1}')
+last_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)
+# As the other nodes reach it: by its own name a machine often finds 127.0.1.1 alone, or nothing.
+head_name=$(scontrol show node "$head_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+head_ip=$(srun --overlap --nodes=1 --ntasks=1 -w "$last_node" getent ahostsv4 "$head_name" | awk 'NR == 1 {print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000))   # jobs that share a node do not meet
 export RAY_ADDRESS="$head_ip:$port"
-ray=(ray start --block --disable-usage-stats --num-cpus "${SLURM_CPUS_PER_TASK:-1}")
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"   # else the nodes of Ray are bound to one CPU each
+ray=(ray start --block --disable-usage-stats --num-cpus "$SRUN_CPUS_PER_TASK")
 
 srun --overlap --nodes=1 --ntasks=1 -w "$head_node" \
     "${ray[@]}" --head --node-ip-address "$head_ip" --port "$port" --include-dashboard=false &
-nodes=("$!")
+nodes+=("$!")
 srun --overlap --nodes=1 --ntasks=1 -w "$head_node" \
     bash -c 'for _ in $(seq 60); do ray health-check --address "$RAY_ADDRESS" 2>/dev/null && exit 0; sleep 1; done; exit 1'
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
@@ -37,6 +48,11 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
         "${ray[@]}" --address "$RAY_ADDRESS" &
     nodes+=("$!")
 fi
+timeout 300 python -c '
+import sys, time, ray
+ray.init(log_to_driver=False)
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
+    time.sleep(0.5)' "$SLURM_JOB_NUM_NODES"   # what is asked for before all have come would not fit
 
 sftray "$@" &
 run=$!
@@ -47,7 +63,4 @@ while kill -0 "$run" 2>/dev/null; do
     code=0
     wait "$run" || code=$?
 done
-kill "${nodes[@]}" 2>/dev/null || true
-wait || true
-srun --overlap --ntasks-per-node=1 rm -rf "$RAY_TMPDIR" || true
 exit "$code"
