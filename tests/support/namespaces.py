@@ -52,7 +52,9 @@ class Network:
     def kill_all(self) -> None:
         """End every process that is in the network, whoever started it."""
         for name in self.hosts:
-            found = subprocess.run(["ip", "netns", "pids", self._name(name)], capture_output=True, text=True, check=True)
+            found = subprocess.run(
+                ["ip", "netns", "pids", self._name(name)], capture_output=True, text=True, check=True
+            )
             for pid in found.stdout.split():
                 with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                     os.kill(int(pid), signal.SIGKILL)

@@ -53,7 +53,11 @@ class Slurm:
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands prints."""
         done = subprocess.run(
-            [*self.lead.enter, *command], env=_build_environment(self.folder), capture_output=True, text=True, timeout=30
+            [*self.lead.enter, *command],
+            env=_build_environment(self.folder),
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout.strip()
@@ -73,7 +77,13 @@ def run_slurm(folder: Path, *names: str, cpus: int) -> Iterator[Slurm]:
         hosts = dict(network.hosts)
         _write_settings(folder, hosts, cpus)
         lead = hosts.pop(_LEAD)
-        munged = ["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
+        munged = [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={folder}/munge.key",
+            f"--socket={folder}/munge.socket",
+        ]
         files = [f"--{name}-file={folder}/munged.{name}" for name in ("log", "pid", "seed")]
         stack.enter_context(_run_daemon(folder, _LEAD, [*munged, *files]))
         wait_until((folder / "munge.socket").exists, 10)
