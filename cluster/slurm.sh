@@ -1,7 +1,9 @@
 #!/bin/bash
 # A Ray cluster inside of a Slurm job, one command on it, and nothing left behind:
 #   sbatch cluster/slurm.sh train run.yaml store.path=/shared/runs name=mine
-# Slurm's signal comes two minutes before the time is over: the run saves, and ends with 75.
+# Slurm's signal comes two minutes before the time is over: the run saves, and ends with 75. By hand the same is
+# `scancel --batch --signal=TERM JOB`; without these options scancel ends the nodes of Ray at once, and nothing is saved.
+# Started again by Slurm (a lost node, `scontrol requeue JOB`), it resumes the run, where name= and store.path= are given.
 #SBATCH --job-name=sftray
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -35,7 +37,7 @@ head_name=$(scontrol show node "$head_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\
 head_ip=$(srun --overlap --nodes=1 --ntasks=1 -w "$last_node" getent ahostsv4 "$head_name" | awk 'NR == 1 {print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000))   # jobs that share a node do not meet
 export RAY_ADDRESS="$head_ip:$port"
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"   # else the nodes of Ray are bound to one CPU each
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"   # since 22.05 srun does not take it over from the job
 ray=(ray start --block --disable-usage-stats --num-cpus "$SRUN_CPUS_PER_TASK")
 
 srun --overlap --nodes=1 --ntasks=1 -w "$head_node" \
@@ -53,6 +55,14 @@ import sys, time, ray
 ray.init(log_to_driver=False)
 while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
     time.sleep(0.5)' "$SLURM_JOB_NUM_NODES"   # what is asked for before all have come would not fit
+
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then   # Slurm has started the job again, as it does when a node is lost
+    for word in "$@"; do
+        case $word in store.path=*) store=${word#*=} ;; name=*) name=${word#*=} ;; esac
+    done
+    run="${store:-runs}/${name:-}"
+    if [ -n "${name:-}" ] && sftray runs show "$run" > /dev/null 2>&1; then set -- resume "$run"; fi
+fi
 
 sftray "$@" &
 run=$!
