@@ -1,7 +1,7 @@
 """A real Slurm of several nodes on this machine, each a network namespace with a /tmp of its own. Needs root.
 
-Slurm's daemons listen inside of the namespaces, keep all that they write in one folder, and have a munged with a key of
-their own: nothing of the machine's Slurm, where it has one, is read or touched.
+Slurm's daemons listen inside of the namespaces, keep all that they write in one folder, and have a munged with a key
+of their own: nothing of the machine's Slurm, where it has one, is read or touched.
 """
 
 import contextlib
