@@ -21,7 +21,7 @@ from sftray.train_fn.places import as_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.system]
 
-QUICK = ("train.max_steps=24", "train.eval_every=12", "train.save_every=12", "train.log_every=1")
+QUICK = ("train.max_steps=16", "train.eval_every=8", "train.save_every=8", "train.log_every=1")
 
 
 def send(folder: Path, dashboard: str, *command: str) -> "subprocess.Popen[bytes]":
@@ -51,7 +51,7 @@ def test_a_run_and_a_sweep_on_a_cluster(tmp_path: Path, s3_endpoint: str) -> Non
         losses = [row["val/loss"] for row in read_metrics(run_dir) if "val/loss" in row]
         assert len(losses) == 3 and losses[-1] < losses[0] / 2
 
-        asked = ("--space", "lr_accumulation", "--trials", "4", "--max-examples", "960", "--scheduler", "none")
+        asked = ("--space", "lr_accumulation", "--trials", "4", "--max-examples", "640", "--scheduler", "none")
         settled = (f"store.path={store}", "name=swept", "scaling.num_workers=1")
         job = send(tmp_path, head.dashboard, "tune", "quickstart", *asked, *settled)
         sweep_dir = as_path(store) / "swept"
