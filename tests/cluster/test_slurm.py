@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm import ROOT, Slurm, run_slurm
@@ -32,7 +33,7 @@ def send(slurm: Slurm, folder: Path, *command: str) -> str:
     return slurm.ask("sbatch", *options, str(RECIPE), *command)
 
 
-def follow(slurm: Slurm, job: str) -> tuple[str, str]:
+def follow(slurm: Slurm, job: str, folder: Path) -> tuple[str, str]:
     """The state and the exit code (`code:signal`) of a job, once it is over and its nodes are free."""
     wait_until(lambda: slurm.describe(job)["JobState"] in OVER, 150)
     wait_until(lambda: len(slurm.list_idle_nodes()) == 2, 30)
@@ -40,31 +41,31 @@ def follow(slurm: Slurm, job: str) -> tuple[str, str]:
     return known["JobState"], known["ExitCode"]
 
 
-def test_a_job_saves_when_it_is_told_that_its_time_is_over_and_started_again_it_finishes(tmp_path: Path) -> None:
-    train = {"epochs": 100, "save_every": 20, "eval_every": 20}
-    config = build_config(tmp_path, train=train, scaling={"placement": "spread"})
-    (tmp_path / "run.yaml").write_text(dump_config(Resolved(config, {})))
-    run_dir, out = tmp_path / "runs" / "mine", tmp_path / "out"
+def find_running(run_dir: Path) -> dict[str, Any]:
+    return next((event for event in read_events(run_dir) if event["state"] == "running"), {})
+
+
+def test_a_job_saves_when_it_is_told_that_its_time_is_over_and_another_one_finishes_it(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"train": {"epochs": 1000}, "scaling": {"placement": "spread"}}
+    (tmp_path / "run.yaml").write_text(dump_config(Resolved(build_config(tmp_path, **changes), {})))
+    run_dir, checkpoints = tmp_path / "runs" / "mine", tmp_path / "runs" / "mine" / "checkpoints"
     (tmp_path / "slurm").mkdir()
     with run_slurm(tmp_path / "slurm", "left", "right", cpus=2) as slurm:
         job = send(slurm, tmp_path, "train", "run.yaml", f"store.path={tmp_path}/runs", "name=mine")
 
         def has_saved() -> bool:
-            assert slurm.describe(job)["JobState"] not in OVER, out.read_text()
-            return bool(list_checkpoints(run_dir / "checkpoints"))
+            assert slurm.describe(job)["JobState"] not in OVER, (tmp_path / "out").read_text()
+            return bool(list_checkpoints(checkpoints))
 
         wait_until(has_saved, 150)
-        (running,) = (event for event in read_events(run_dir) if event["state"] == "running")
-        assert sorted(running["nodes"]) == ["left", "right"]
-        assert all(os.sched_getaffinity(pid) == os.sched_getaffinity(0) for pid in running["pids"])
-        slurm.ask("scancel", "--batch", "--signal=TERM", job)  # what --signal=B:TERM has Slurm do
-        assert follow(slurm, job) == ("FAILED", "75:0"), out.read_text()
-        events = read_events(run_dir)
-        assert events[-1]["state"] == "stopped"
-        slurm.ask("scontrol", "requeue", job)
-        assert follow(slurm, job) == ("COMPLETED", "0:0"), out.read_text()
-        assert (
-            read_events(run_dir)[-1]["state"] == "finished"
-            and f"resumed at step {events[-1]['step']}" in out.read_text()
-        )
+        workers = find_running(run_dir)["pids"]
+        assert len({os.readlink(f"/proc/{pid}/ns/net") for pid in workers}) == 2, "one on each node"
+        assert all(os.sched_getaffinity(pid) == os.sched_getaffinity(0) for pid in workers)
+        slurm.ask("scancel", "--batch", "--signal=TERM", job)  # as --signal=B:TERM has Slurm do
+        assert follow(slurm, job, tmp_path) == ("FAILED", "75:0"), (tmp_path / "out").read_text()
+        assert read_events(run_dir)[-1]["state"] == "stopped"
+        step = max(each.step for each in list_checkpoints(checkpoints))
+        job = send(slurm, tmp_path, "resume", str(run_dir), f"train.max_steps={step + 4}")
+        assert follow(slurm, job, tmp_path) == ("COMPLETED", "0:0"), (tmp_path / "out").read_text()
+        assert read_events(run_dir)[-1]["state"] == "finished"
         assert slurm.ask("srun", "--nodes=2", "find", "/tmp", "-maxdepth", "1", "-name", "sftray-*") == ""
