@@ -12,7 +12,7 @@ from waiting import wait_until
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config_file import Resolved, dump_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.system]
+pytestmark = [pytest.mark.ray, pytest.mark.system, pytest.mark.chaos]
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 HELPERS = (

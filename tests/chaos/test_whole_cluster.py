@@ -19,7 +19,7 @@ from sftray.platform.sweep_files import read_ledger
 from sftray.platform.trial_directory import read_validations
 from sftray.train_fn.places import as_path
 
-pytestmark = [pytest.mark.ray, pytest.mark.system]
+pytestmark = [pytest.mark.ray, pytest.mark.system, pytest.mark.chaos]
 
 QUICK = ("train.max_steps=16", "train.eval_every=8", "train.save_every=8", "train.log_every=1")
 
