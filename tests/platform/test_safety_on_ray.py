@@ -61,8 +61,16 @@ def test_what_is_open_is_a_page_without_data_and_signs_of_life(guarded: Guarded)
 
 
 def test_no_port_of_a_node_answers_a_stranger(guarded: Guarded) -> None:
-    answers = ask_as_stranger(each.port for each in guarded.list_listeners())
-    assert answers.pop("CoreWorkerService/GetCoreWorkerStats") <= {"UNAUTHENTICATED"}  # no worker may be there yet
+    answers: dict[str, set[str]] = {}
+    workers = "CoreWorkerService/GetCoreWorkerStats"  # none may be there yet
+
+    def have_all_answered() -> bool:
+        """Some ports open a while after Ray says that it runs."""
+        answers.update(ask_as_stranger(each.port for each in guarded.list_listeners()))
+        return all(found for question, found in answers.items() if question != workers)
+
+    wait_until(have_all_answered)
+    assert answers.pop(workers) <= {"UNAUTHENTICATED"}
     assert answers == {question: {"UNAUTHENTICATED"} for question in answers}
     for question in ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys"):
         status, answer = ask_grpc(guarded.head.address, f"/ray.rpc.{question}", guarded.token)
