@@ -6,9 +6,9 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 from sftray.train_fn.bucket_path import BucketPath
+from sftray.train_fn.store_posix import put_whole
 
 BUCKETS = ("s3://", "gs://")
 
@@ -47,16 +47,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
     if (there := find_bucket(path)) is not None:
         there.write_bytes(content)
         return
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:12]}.draft")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+    put_whole(path, content)
 
 
 def remove_tree(path: Path) -> None:

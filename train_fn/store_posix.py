@@ -58,12 +58,14 @@ class FolderStore:
 
     def write(self, path: str, data: bytes) -> None:
         final = self.root / path
-        with _refusing("written", final), _draft(final, data) as draft:
-            draft.replace(final)
-            flush_folder(final.parent)
+        with _refusing("written", final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            put_whole(final, data)
 
     def create(self, path: str, data: bytes) -> bool:
         final = self.root / path
+        with _refusing("written", final):
+            final.parent.mkdir(parents=True, exist_ok=True)
         with _refusing("written", final), _draft(final, data) as draft:
             try:
                 os.link(draft, final)
@@ -131,10 +133,16 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
+def put_whole(final: Path, data: bytes) -> None:
+    """Put a file, replacing one. Readers see the old one or the new one, which is durable on return."""
+    with _draft(final, data) as draft:
+        draft.replace(final)
+        flush_folder(final.parent)
+
+
 @contextlib.contextmanager
 def _draft(final: Path, data: bytes) -> Iterator[Path]:
     """A flushed file beside `final`, gone at the end."""
-    final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f"{_UNFINISHED}{final.name}-{uuid4().hex}")
     try:
         with draft.open("xb") as file:

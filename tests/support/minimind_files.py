@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from minimind_model import ReferenceModel, Shape
 from torch import Tensor, nn
 
+from sftray.train_fn.errors import CheckpointError, Problem, UserError
 from sftray.train_fn.minimind_layout import Generation
 
 Logits = Callable[[Tensor], Tensor]
@@ -99,3 +101,12 @@ def _build_qwen3(experts: int, seed: int) -> tuple[dict[str, Tensor], Logits]:
         if not stem:
             state[key] = tensor.clone()
     return state, no_grad(lambda ids: model(ids).logits)
+
+
+def refuse(act: Callable[[], object], kind: type[UserError] = CheckpointError) -> Problem:
+    with pytest.raises(kind) as caught:
+        act()
+    assert type(caught.value) is kind
+    (problem,) = caught.value.problems
+    assert problem.fix
+    return problem

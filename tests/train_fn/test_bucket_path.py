@@ -1,7 +1,9 @@
 """A path in a bucket, on a real S3 over HTTP: what runs do by paths, and that nothing is lost where several write."""
 
+import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,10 +203,12 @@ def test_of_many_one_fetches_a_copy() -> None:
 
 def test_copies_that_nobody_asks_for_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(local_copies.CACHE, str(tmp_path))
-    old = keep_copy("old", lambda folder: None)
-    monkeypatch.setattr(local_copies, "_UNUSED_S", -1.0)
+    old, used = (keep_copy(name, lambda folder: None) for name in ("old", "used"))
+    for folder, days in ((old, 8), (used, 6)):
+        then = time.time() - days * 86400
+        os.utime(folder / ".whole", (then, then))
     keep_copy("new", lambda folder: None)
-    assert not old.exists() and (tmp_path / "new").is_dir()
+    assert not old.exists() and used.is_dir() and (tmp_path / "new").is_dir()
 
 
 def test_a_full_disk_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_other_heads_and_experts_per_token_are_asked_for(tmp_path: Path) -> None
     model = convert(tmp_path / "in.pth", tmp_path / "out", Asked(heads=16, experts_per_token=1))
     assumed = convert(tmp_path / "in.pth", tmp_path / "assumed")
     expected = no_grad(lambda ids: reference(ids)[0])(draw_ids(96))
-    found, wrong = (no_grad(lambda ids, m=m: m(ids).logits)(draw_ids(96)) for m in (model, assumed))  # type: ignore[misc]
+    found, wrong = (no_grad(lambda ids, m=m: m(ids).logits)(draw_ids(96)) for m in (model, assumed))  # type: ignore[misc]  # a default in a lambda
     assert (found - expected).abs().max() < 1e-5 < 1e-2 < (wrong - expected).abs().max()
     assert_same_bits(export(tmp_path / "out", tmp_path / "back.pth"), dict(reference.state_dict()))
     assert len(read_minimind(tmp_path / "in.pth", Asked()).notes) == 2
