@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,11 +68,12 @@ def _read_sizes(shapes: Mapping[str, Shape], generation: Generation, where: str)
     stem = name_key("model.layers.", generation)
 
     def find(theirs: str, rank: int = 2, needed: bool = True) -> Shape:
-        """The shape of a tensor in the first layer that has it; zeros where none needs to."""
+        """The shape that a tensor has in most layers, for one may be what is wrong; zeros where none needs to be."""
         end = name_key(f"{theirs}.weight", generation)
         pattern = re.compile(rf"{re.escape(stem)}(\d+)\.{re.escape(end)}$")
         layers = {int(match[1]): shape for key, shape in shapes.items() if (match := pattern.match(key))}
-        shape = layers[min(layers)] if layers else (0,) * rank
+        shapes_in_order = Counter(layers[number] for number in sorted(layers))
+        shape = shapes_in_order.most_common(1)[0][0] if layers else (0,) * rank
         if (needed and not layers) or len(shape) != rank or (layers and 0 in shape):
             raise CheckpointError(_explain_no_shape(f"{stem}0.{end}", shape if layers else None, where))
         return shape

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from minimind_files import build_small, refuse, save_small
+from minimind_model import ReferenceModel, Shape
 
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 from sftray.train_fn.minimind_file import load_file, save_file
@@ -123,6 +124,16 @@ def test_a_table_says_what_is_missing_unexpected_and_misshapen(tmp_path: Path) -
         ["unexpected", "layers.1.attention.wk.bias", "-", "16"],
         ["misshapen", "layers.0-1.feed_forward.w2.weight", "64×192", "64×191"],
     ]
+
+
+@pytest.mark.parametrize("name", ["attention.wq", "attention.wk", "feed_forward.w1"])
+def test_sizes_are_those_of_most_layers(name: str, tmp_path: Path) -> None:
+    """So that a first layer of another shape is what the table shows, and not all others."""
+    key = f"layers.0.{name}.weight"
+    state = ReferenceModel(Shape(dim=64, n_layers=3, vocab_size=96)).state_dict()
+    torch.save({**state, key: torch.zeros(6, 64)}, tmp_path / "in.pth")
+    problem = refuse_file(tmp_path / "in.pth")
+    assert problem.what.endswith(": 1 misshapen") and key in str(problem.why)
 
 
 @pytest.mark.parametrize("generation", ["original", "llama", "minimind-3"])
