@@ -6,6 +6,7 @@ Anything else that the service refuses is an error that is both an OSError, as a
 """
 
 import contextlib
+import errno
 import fnmatch
 import io
 from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ class BucketPath:
     def stat(self) -> Stat:
         found = self._find()
         if found.type == fs.FileType.NotFound:
-            raise FileNotFoundError(2, "No such object", str(self))
+            raise FileNotFoundError(errno.ENOENT, "No such object", str(self))
         return Stat(found.size or 0, (found.mtime_ns or 0) / 1e9)
 
     def list_marks(self) -> dict[str, str]:
@@ -143,7 +144,7 @@ class BucketPath:
                 self.bucket.create(f"{self.key}/{_MADE}", mine)
                 if self.bucket.get(f"{self.key}/{_MADE}") == mine:
                     return
-        raise FileExistsError(17, "There are objects below it", str(self))
+        raise FileExistsError(errno.EEXIST, "There are objects below it", str(self))
 
     def iterdir(self) -> Iterator[Self]:
         with _refusing():
@@ -158,7 +159,7 @@ class BucketPath:
         with _refusing():
             data = self.bucket.get(self.key)
         if data is None:
-            raise FileNotFoundError(2, "No such object", str(self))
+            raise FileNotFoundError(errno.ENOENT, "No such object", str(self))
         return data
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -186,7 +187,7 @@ class BucketPath:
 
     def unlink(self, missing_ok: bool = False) -> None:
         if not missing_ok and not self.exists():
-            raise FileNotFoundError(2, "No such object", str(self))
+            raise FileNotFoundError(errno.ENOENT, "No such object", str(self))
         with _refusing():
             self.bucket.delete(self.key)
 

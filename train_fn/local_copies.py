@@ -1,6 +1,7 @@
 """Copies of what is in a bucket, on this machine: one for all its processes, fetched by the first that asks."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -29,7 +30,7 @@ def get_cache() -> Path:
         folder = Path(tempfile.gettempdir(), f"sftray-{os.getuid()}")
         folder.mkdir(exist_ok=True, mode=0o700)
         if folder.stat().st_uid != os.getuid():
-            raise _refuse(folder, PermissionError(1, "it belongs to somebody else")) from None
+            raise _refuse(folder, PermissionError(errno.EPERM, "it belongs to somebody else")) from None
     return folder
 
 
@@ -48,7 +49,7 @@ def copy_here(path: Path, ending: str = "") -> Path:
     found = there.list_marks()
     marks = {key: mark for key, mark in found.items() if key.endswith(ending) and not key.endswith("/")}
     if not found:
-        raise FileNotFoundError(2, "No such object", str(there))
+        raise FileNotFoundError(errno.ENOENT, "No such object", str(there))
     mark = hashlib.sha256(repr((str(there), sorted(marks.items()))).encode()).hexdigest()[:24]
 
     def download(folder: Path) -> None:

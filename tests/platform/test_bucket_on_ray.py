@@ -4,26 +4,20 @@ folder."""
 import hashlib
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from killers import kill_a_worker_after
 from s3_server import make_place
-from tiny_runs import build_config, read_events, read_metrics, train
+from tiny_runs import build_config, read_events, train
 from tiny_sweeps import read_results, read_states, sweep
 
 from sftray.cluster.crew import CREWS
+from sftray.platform.rehearsal import read_values
 from sftray.train_fn.places import as_path, find_bucket
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_address")]
 
 RATE = "optim.learning_rate"
-
-
-def read_values(run_dir: Path) -> list[dict[str, Any]]:
-    """Every number that does not measure time or memory."""
-    rows = read_metrics(run_dir)
-    return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "time"} for row in rows]
 
 
 def test_a_run_in_a_bucket_survives_a_kill_and_is_the_run_in_a_folder(tmp_path: Path, s3_endpoint: str) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tiny_runs import build_config, read_events, read_metrics
+from tiny_runs import build_config, read_events
 
+from sftray.platform.rehearsal import read_values
 from sftray.platform.sweep import SweepOptions, tune_run
 from sftray.platform.sweep_files import TrialRecord, read_ledger
 from sftray.train_fn.config_file import Resolved
@@ -33,8 +34,4 @@ def read_results(sweep_dir: Path) -> list[Any]:
 
 def read_result(record: TrialRecord, run_dir: Path) -> tuple[str, int | None, list[dict[str, Any]]]:
     """A trial's settings and every number that does not measure time or memory."""
-    rows = [
-        {key: value for key, value in row.items() if not key.startswith("perf/") and key != "time"}
-        for row in read_metrics(run_dir)
-    ]
-    return json.dumps(record.point, sort_keys=True), record.seed, rows
+    return json.dumps(record.point, sort_keys=True), record.seed, read_values(run_dir)
