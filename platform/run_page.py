@@ -130,20 +130,19 @@ def _show_head(run: Run) -> RenderableType:
         ("unreadable lines", show_value(run["unreadable_lines"])),
         ("directory", plain(run["path"])),
     ]
-    table = _build_table(None)
+    table = _build_table("", "")
     for title, value in facts:
         if value.plain not in _NOTHING:
             table.add_row(Text(title, "dim"), value)
     return Group(name, Padding(table, (0, 0, 0, 2), expand=False))
 
 
-def _build_table(*headers: str | None, right: Collection[str] = ()) -> Table:
-    """A table without lines; with no header but None, one without headers."""
-    table = Table(box=None, header_style="dim", pad_edge=False, show_header=headers != (None,))
+def _build_table(*headers: str, right: Collection[str] = ()) -> Table:
+    """A table without lines, whose cells are folded and never cut; without headers, if they are empty."""
+    table = Table(box=None, header_style="dim", pad_edge=False, show_header=any(headers))
     for header in headers:
-        if header is not None:
-            justify: Literal["left", "right"] = "right" if header in right else "left"
-            table.add_column(plain(header), justify=justify, overflow="fold", no_wrap=header in _UNBROKEN)
+        justify: Literal["left", "right"] = "right" if header in right else "left"
+        table.add_column(plain(header), justify=justify, overflow="fold", no_wrap=header in _UNBROKEN)
     return table
 
 

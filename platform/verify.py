@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sftray.cluster.resources import look_at_this_machine
@@ -279,8 +278,6 @@ def _mark(check: Check) -> Text:
 
 def show_certificate(certificate: Certificate, console: Console) -> None:
     """What the certificate says together; the checks were shown as they came."""
-    table = Table(box=None, show_header=False, pad_edge=False)
     verdict = "all promises hold on this config" if certificate.holds else "a promise does NOT hold on this config"
-    table.add_row(plain(verdict, "bold green" if certificate.holds else "bold red"))
-    table.add_row(plain(f"certificate: {certificate.path}"))
-    console.print(table, soft_wrap=True)
+    console.print(plain(verdict, "bold green" if certificate.holds else "bold red"), soft_wrap=True)
+    console.print(plain(f"certificate: {certificate.path}"), soft_wrap=True)

@@ -54,8 +54,9 @@ def test_the_frames_are_equal(stores: tuple[Path, Path]) -> None:
     assert runs[0].equals(runs[1]) and list(runs[0]["name"]) == ["beta", "alpha"]
 
 
-def test_commands_find_it_by_url_and_by_name(stores: tuple[Path, Path]) -> None:
+def test_commands_find_it_by_url_and_by_name(stores: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = stores
+    monkeypatch.setenv("COLUMNS", "240")  # room for both places in a line, whatever the terminal
     for arguments in (("runs", "list"), ("runs", "show", "alpha"), ("status", "alpha"), ("logs", "alpha")):
         expected = run_command(*arguments, "--store", str(here))
         code, told = run_command(*arguments, "--store", str(there))

@@ -103,6 +103,7 @@ def test_the_page_of_a_run_has_everything(tmp_path: Path, width: int) -> None:
         "held-out answers exactly right: 0 of 2 before, 1 of 2 after",
     ):
         assert text in flat
+    assert str(journal.folder) in "".join(page.split()), "folded, and never cut"
 
 
 def test_the_last_metrics_are_shown(tmp_path: Path) -> None:
