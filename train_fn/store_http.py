@@ -146,7 +146,7 @@ class HttpBucket:
         except StoreError:
             raise
         except Exception as error:
-            if not _is_of_storage(error):
+            if not is_of_storage(error):
                 raise
             raise StoreError(self._describe(act, key, error)) from error
 
@@ -165,5 +165,6 @@ class HttpBucket:
         )
 
 
-def _is_of_storage(error: Exception) -> bool:
+def is_of_storage(error: Exception) -> bool:
+    """Whether it comes from a service's package or the network, and not from a mistake of our own."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in {"botocore", "boto3", "google"}

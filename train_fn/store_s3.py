@@ -14,10 +14,11 @@ from pyarrow import fs
 
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 from sftray.train_fn.patience import Patience
-from sftray.train_fn.store_http import HttpBucket, Service
+from sftray.train_fn.store_http import HttpBucket, Service, is_of_storage
 from sftray.train_fn.store_objects import ObjectStore
 
 _CONNECT_S, _ANSWER_S = 10, 60
+_OWN_REGION = "us-east-1"  # what services that are not Amazon's call theirs, if they are told nothing else
 _OPTIONS = {"endpoint_override", "region"}
 # Words of pyarrow's errors, which have no other mark, for what may pass by itself.
 _PASSING = re.compile(
@@ -49,8 +50,19 @@ def open_bucket(url: str, patience: Patience) -> HttpBucket:
 
 @lru_cache(maxsize=64)
 def _connect(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> Service:
-    """Once in a process: connecting costs tenths of a second, and both packages may be used by many threads."""
-    return _KINDS[scheme](bucket, endpoint, region)
+    """Once in a process: connecting costs tenths of a second, and both packages may be used by many threads.
+
+    Raises:
+        StoreError: there is no such bucket, no service that answers, or nothing that it would let in.
+    """
+    try:
+        return _KINDS[scheme](bucket, endpoint, region)
+    except StoreError:
+        raise
+    except Exception as error:
+        if not is_of_storage(error) and not isinstance(error, ValueError):  # a malformed endpoint is the second
+            raise
+        raise StoreError(_describe_unreachable(scheme, bucket, endpoint, error)) from error
 
 
 def build_s3(bucket: str, endpoint: str | None, region: str | None) -> Service:
@@ -62,7 +74,7 @@ def build_s3(bucket: str, endpoint: str | None, region: str | None) -> Service:
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     address = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}") if endpoint else None
     filesystem = fs.S3FileSystem(
-        region=region or (boto3.session.Session().region_name or fs.resolve_s3_region(bucket)),
+        region=region or boto3.session.Session().region_name or _find_region(bucket, endpoint),
         scheme=address.scheme if address else "https",
         endpoint_override=address.netloc if address else None,
         connect_timeout=_CONNECT_S,
@@ -85,6 +97,12 @@ def build_s3(bucket: str, endpoint: str | None, region: str | None) -> Service:
         ),
     )
     return _wrap_client(filesystem, client)
+
+
+def _find_region(bucket: str, endpoint: str | None) -> str:
+    """Amazon is asked where a bucket of its own is; other services have their buckets in one place."""
+    found: str = _OWN_REGION if endpoint else fs.resolve_s3_region(bucket)
+    return found
 
 
 def _wrap_client(filesystem: Any, client: Any) -> Service:
@@ -196,6 +214,17 @@ def build_gcs(bucket: str, endpoint: str | None, region: str | None) -> Service:
 
 
 _KINDS = {"s3": build_s3, "gs": build_gcs}
+
+
+def _describe_unreachable(scheme: str, bucket: str, endpoint: str | None, error: Exception) -> Problem:
+    fixes = {
+        "s3": "see that the bucket's name is right and this machine reaches the service; ?region=NAME saves asking "
+        "Amazon where the bucket is, and ?endpoint_override=http://HOST:PORT names a service of another's",
+        "gs": "gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS",
+    }
+    at = f" at {endpoint}" if endpoint else ""
+    what = f"store.path: {scheme}://{bucket}{at} cannot be opened"
+    return Problem(what, why=" ".join(str(error).split())[:300], fix=fixes[scheme])
 
 
 def _describe_missing(package: str, extra: str, place: str) -> Problem:

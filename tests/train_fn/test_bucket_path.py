@@ -120,6 +120,23 @@ def test_a_refusal_is_an_error_of_the_store_and_of_the_system(s3_endpoint: str) 
     assert "no-such-bucket" in str(caught.value) and caught.value.exit_code == 4
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://runs/a?endpoint_override=http://no host", "s3://runs/a?endpoint_override=http://"]
+)
+def test_what_cannot_be_opened_is_an_error_with_its_fix(url: str) -> None:
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        as_path(url).exists()
+    assert "endpoint_override" in str(caught.value.problems[0].fix)
+
+
+def test_a_service_of_its_own_needs_no_region(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    path = as_path(make_place(s3_endpoint).replace("&region=us-east-1", ""))
+    write_whole(path / "file", "text")
+    assert (path / "file").read_text() == "text"
+
+
 def test_events_of_many_writers_are_all_there_and_counted(place: Path) -> None:
     def write(writer: int) -> None:
         journal = Journal(as_path(str(place)))
