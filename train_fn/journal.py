@@ -18,6 +18,7 @@ from typing import IO, Any
 from sftray.train_fn.bucket_path import BucketPath
 from sftray.train_fn.errors import Problem, StoreError
 from sftray.train_fn.places import find_bucket, write_whole
+from sftray.train_fn.store_posix import flush
 
 EVENTS, METRICS, SAMPLES, DATA, CONFIG = (
     "events.jsonl",
@@ -45,6 +46,7 @@ class Journal:
     def __init__(self, folder: Path, patient: bool = False) -> None:
         self.folder, self._patient = folder, patient
         self._waiting: dict[str, list[Mapping[str, Any]]] = {}
+        self._unflushed: set[str] = set()  # files with lines that a loss of power could take
         self._lock = threading.Lock()  # the train thread, the saver and the watchdog share it
         self._sending = threading.Lock()  # held while a bucket is written to, for which nobody who has a line waits
         self._timer: threading.Timer | None = None
@@ -80,12 +82,15 @@ class Journal:
     def write_waiting(self) -> None:
         """Write the lines that wait: those that the store has refused, or that were not worth a request each.
 
+        On return all lines are durable.
+
         Raises:
             StoreError: the store still refuses them.
         """
         for name in list(self._waiting):
             try:
                 self._write(name)
+                self._flush(name)
             except StoreError:  # a bucket's, which says it itself
                 raise
             except OSError as error:
@@ -107,6 +112,20 @@ class Journal:
             while waiting:
                 _append_line(self.folder / name, waiting[0])
                 del waiting[0]
+                self._unflushed.add(name)
+
+    def _flush(self, name: str) -> None:
+        """Nobody who has a line waits for it."""
+        with self._lock:
+            if name not in self._unflushed:
+                return
+            self._unflushed.remove(name)
+        try:
+            flush(self.folder / name)
+            flush(self.folder)
+        except OSError:
+            self._unflushed.add(name)
+            raise
 
     def _send(self, name: str, there: BucketPath) -> None:
         with self._sending:

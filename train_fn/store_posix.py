@@ -72,7 +72,7 @@ class FolderStore:
             except FileExistsError:
                 # NFS may have done it, lost the answer and asked again.
                 return draft.stat().st_nlink == 2
-            flush_folder(final.parent)
+            flush(final.parent)
             return True
 
     def delete(self, path: str) -> None:
@@ -106,7 +106,7 @@ class FolderStore:
             return False
         with _refusing("written", final):
             for parent, _, _ in os.walk(staged):
-                flush_folder(Path(parent))
+                flush(Path(parent))
             check()
             try:
                 staged.rename(final)
@@ -114,7 +114,7 @@ class FolderStore:
                 if error.errno in _TAKEN and staged.exists():
                     return False
                 raise
-            flush_folder(final.parent)
+            flush(final.parent)
         return True
 
     def discard(self, staged: Path) -> None:
@@ -137,7 +137,7 @@ def put_whole(final: Path, data: bytes) -> None:
     """Put a file, replacing one. Readers see the old one or the new one, which is durable on return."""
     with _draft(final, data) as draft:
         draft.replace(final)
-        flush_folder(final.parent)
+        flush(final.parent)
 
 
 @contextlib.contextmanager
@@ -155,9 +155,9 @@ def _draft(final: Path, data: bytes) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make what a file holds durable, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

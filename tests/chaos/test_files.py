@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from outcomes import Outcome, record
-from short_runs import SEED, end_run, is_straight, kill_when, newest_of, start_run
+from short_runs import SEED, count_steps, end_run, is_straight, kill_when, newest_of, start_run
 
 from sftray.train_fn.journal import CHECKPOINTS, EVENTS, read_lines
 
@@ -35,10 +35,11 @@ SPOILS: dict[str, Spoil] = {
 
 
 def interrupt(folder: Path) -> dict[str, Any]:
-    """A run that was killed after its third checkpoint."""
+    """A run that was killed after its third checkpoint, and a step beyond it."""
     job = start_run(folder, 1)
-    checkpoints = Path(job["run_dir"], CHECKPOINTS)
-    assert kill_when(job, 1, lambda: (checkpoints / "step-000006").exists(), (0,)).killed
+    run_dir = Path(job["run_dir"])
+    saved = run_dir / CHECKPOINTS / "step-000006"
+    assert kill_when(job, 1, lambda: saved.exists() and count_steps(run_dir) > 6, (0,)).killed
     return job
 
 

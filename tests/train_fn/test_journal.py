@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,27 @@ def test_a_line_that_fitted_by_half_is_whole_in_the_end(tmp_path: Path) -> None:
     """The process may write files of 1,000 bytes for a while, which ends in the middle of a line."""
     subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], check=True)
     assert [row["step"] for row in read_lines(tmp_path / METRICS)] == list(range(100))
+
+
+def test_lines_are_durable_before_a_checkpoint_says_that_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, flush = [], os.fsync
+
+    def watch(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").readlink())
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    journal = Journal(tmp_path, patient=True)
+    journal.add_metrics({"step": 1})
+    journal.add_event("running", 1)
+    assert flushed == [], "no step waits for the disk"
+    journal.write_waiting()
+    assert {tmp_path / METRICS, tmp_path / EVENTS, tmp_path} == set(flushed)
+    flushed.clear()
+    journal.write_waiting()
+    assert flushed == []
 
 
 def test_a_line_that_is_no_json_is_an_error_and_in_nobodys_way(tmp_path: Path) -> None:
