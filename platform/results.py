@@ -30,7 +30,7 @@ from sftray.platform.run_files import (
 from sftray.platform.sweep_files import list_candidates
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 from sftray.train_fn.journal import CONFIG, EVENTS, METRICS
-from sftray.train_fn.places import as_path, is_file, is_folder
+from sftray.train_fn.places import as_path, find_bucket, is_file, is_folder
 
 __all__ = [
     "find_run",
@@ -84,7 +84,7 @@ def _find_store(path: str | Path) -> Path:
         raise StoreError(
             Problem(
                 f"there is no store at {path}",
-                why=f"{place.absolute()} is not a directory",
+                why="no object is below it" if find_bucket(place) else f"{place.absolute()} is not a directory",
                 fix="--store PATH: the store.path that the runs were started with",
             )
         )

@@ -13,6 +13,7 @@ from sftray.train_fn.store import connect_store
 
 Level = Literal["ok", "note", "bad"]
 _PIECE = 16 * 2**20  # bytes
+_ANY_PLACE = "store.path: a place that can be written"
 
 
 def probe_store(store: str) -> list[tuple[Level, str, str]]:
@@ -31,10 +32,12 @@ def probe_store(store: str) -> list[tuple[Level, str, str]]:
         kept = bucket is None or _keeps_changes(bucket / name / "changed")
         listed = opened.list_files(name).keys() >= {"piece", "once"}
         opened.remove(name)
-    except (UserError, OSError) as error:
-        fix = error.problems[0].fix if isinstance(error, UserError) else None
-        told = str(error).splitlines()[0]
-        return [("bad", f"{store}: {told}", fix or "store.path: a place that can be written")]
+    except UserError as error:
+        problem = error.problems[0]
+        told = ": ".join(text for text in (problem.what, problem.why) if text)
+        return [("bad", f"{store}: {told}", problem.fix or _ANY_PLACE)]
+    except OSError as error:
+        return [("bad", f"{store}: {error}", _ANY_PLACE)]
     wrong = [
         said
         for holds, said in (

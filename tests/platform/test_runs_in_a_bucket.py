@@ -110,9 +110,10 @@ def test_where_no_run_is_there_is_no_store(s3_endpoint: str) -> None:
         load_runs(make_place(s3_endpoint))
 
 
-def test_the_probe_tries_what_a_bucket_must_keep(s3_endpoint: str) -> None:
-    ((level, said, _),) = probe_store(make_place(s3_endpoint))
-    assert level == "ok" and "gives a name once" in said
+def test_the_probe_says_why_it_failed(s3_endpoint: str) -> None:
+    place = f"s3://no-such-bucket/store?endpoint_override={s3_endpoint}&region=us-east-1"
+    ((level, said, fix),) = probe_store(place)
+    assert level == "bad" and "cannot be written" in said and "bucket does not exist" in said and "bucket" in fix
 
 
 @pytest.fixture
