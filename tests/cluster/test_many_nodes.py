@@ -60,6 +60,10 @@ def start_cluster(num_cpus: int) -> Iterator[Cluster]:
         yield Cluster(address, nodes, {side: find_folder(node) for side, node in nodes.items()})
 
 
+def count_saved(run_dir: Path) -> int:
+    return len(list_checkpoints(run_dir / "checkpoints"))
+
+
 def find_folder(node: "subprocess.Popen[bytes]") -> Path:
     """Where a node keeps its logs."""
     assert isinstance(node.args, list)
@@ -96,20 +100,20 @@ def test_workers_and_trials_lie_where_the_config_says(tmp_path: Path, monkeypatc
 
 
 def test_a_node_lost_in_a_sweep_costs_its_trial_the_way_since_the_last_checkpoint(tmp_path: Path) -> None:
-    config = build_config(tmp_path, train={"epochs": 30}, scaling={"num_workers": 1, "use_gpu": False})
+    config = build_config(tmp_path, train={"epochs": 60}, scaling={"num_workers": 1, "use_gpu": False})
     (tmp_path / "run.yaml").write_text(dump_config(Resolved(config, {})))
     (tmp_path / "space.yaml").write_text("optim.learning_rate: {grid: [1.0e-2, 5.0e-3]}\n")
     asked = ["tune", "run.yaml", "--space", "space.yaml", "--scheduler", "none", "--json", "name=swept"]
     with start_cluster(1) as cluster:
         process = start_command(tmp_path, *asked, address=cluster.address)
         trials = [tmp_path / "runs" / "swept" / f"trial-00{number}" for number in range(2)]
-        wait_for(lambda: all(list_checkpoints(trial / "checkpoints") for trial in trials), process, tmp_path)
-        sides = [cluster.list_sides(trial) for trial in trials]
-        assert sorted(sides) == [["left"], ["right"]], "one on each node"
-        kill_node(cluster.nodes["right"])
+        wait_for(lambda: all(count_saved(trial) for trial in trials), process, tmp_path)
+        lost, kept = sorted(trials, key=count_saved)  # who has just begun has not ended when its node does
+        (its_own,), (other,) = cluster.list_sides(lost), cluster.list_sides(kept)
+        assert {its_own, other} == {*SIDES}, "one on each node"
+        kill_node(cluster.nodes[its_own])
         assert process.wait(120) == 0, read_output(tmp_path)
-        assert [cluster.list_sides(trial) for trial in trials] == [["left"], ["left"]]
-    lost, kept = trials if sides[0] == ["right"] else reversed(trials)
+        assert cluster.list_sides(lost) == cluster.list_sides(kept) == [other]
     starts = {trial: [event for event in read_events(trial) if event["state"] == "running"] for trial in trials}
     assert len(starts[kept]) == 1
     first, second = starts[lost]
