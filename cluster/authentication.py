@@ -80,17 +80,26 @@ def is_refused(address: str) -> bool:
     """Whether the head at `host:port` wants another token than is here, which Ray would take 20 s to find out, and
     then not tell from a head that is not there.
     """
+    return _ask_head(address, load_token()) == "UNAUTHENTICATED"
+
+
+def is_open(address: str) -> bool:
+    """Whether the head at `host:port` answers who has no token."""
+    return _ask_head(address, None) == "OK"
+
+
+def _ask_head(address: str, token: str | None) -> str:
+    """The name of gRPC's status."""
     import grpc
 
-    token = load_token()
     metadata = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary(_QUESTION, lambda _: b"", lambda answer: answer)
         try:
             ask(None, timeout=_ANSWER_S, metadata=metadata)
         except grpc.RpcError as error:
-            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
-    return False
+            return str(error.code().name)
+    return "OK"
 
 
 def refuse_disabled() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from packaging.version import Version
 
+from sftray.cluster.authentication import find_token_file, is_open
 from sftray.cluster.inspection import NodeFacts, look_at_node, look_at_nodes
 from sftray.platform.store_probe import Level, probe_store
 from sftray.train_fn.errors import ClusterError, StoreError
@@ -35,9 +36,11 @@ class Finding:
 def examine(store: str) -> list[Finding]:
     """Look at this machine, at the store, and at the cluster that RAY_ADDRESS names, if it does."""
     here = look_at_node()
-    found = [*judge_versions(here), *judge_disk(here), *judge_gpus(here), *check_token_file(), *check_auth_mode()]
+    found = [*judge_versions(here), *judge_disk(here), *judge_gpus(here), *check_token_file()]
     found += [Finding("store", *told) for told in probe_store(store)]
-    return found + (_examine_cluster(here, store) if os.environ.get("RAY_ADDRESS") else check_ports())
+    if address := os.environ.get("RAY_ADDRESS"):
+        return [*found, *check_cluster_asks(address), *_examine_cluster(here, store)]
+    return [*found, *check_ports()]
 
 
 def _examine_cluster(here: NodeFacts, store: str) -> list[Finding]:
@@ -49,8 +52,12 @@ def _examine_cluster(here: NodeFacts, store: str) -> list[Finding]:
             marker.write_bytes(b"")
         with connected():
             nodes = look_at_nodes(None if marker is None else str(marker))
-    except (ClusterError, OSError) as error:
-        return [Finding("nodes", "bad", str(error).splitlines()[0], "see that the cluster runs, and RAY_ADDRESS")]
+    except ClusterError as error:
+        problem = error.problems[0]
+        told = ": ".join(text for text in (problem.what, problem.why) if text)
+        return [Finding("nodes", "bad", told, problem.fix or "see that the cluster runs, and RAY_ADDRESS")]
+    except OSError as error:  # of the store, which its own finding tells
+        return [Finding("nodes", "bad", f"not looked at: {error}", "mend the store first")]
     finally:
         if marker is not None:
             for path in marker.parent.glob(f"{marker.name}*"):
@@ -63,6 +70,7 @@ def _examine_cluster(here: NodeFacts, store: str) -> list[Finding]:
             *judge_gpus(node),
             *judge_clock(node),
             *judge_view(node, store),
+            *judge_reach(node),
         ]
     return found + compare_versions([here, *nodes])
 
@@ -122,11 +130,26 @@ def judge_view(node: NodeFacts, store: str) -> list[Finding]:
 
 
 def judge_gpus(node: NodeFacts) -> list[Finding]:
-    return [Finding("gpu", "ok", f"{node.host}: {gpu}") for gpu in node.gpus]
+    """The GPUs of a node as its driver names them, and what torch makes of them."""
+    found = [Finding("gpu", "ok", f"{node.host}: {gpu}") for gpu in node.gpus]
+    if not node.gpus:
+        return found
+    if node.torch_sees.startswith("ok "):
+        return [*found, Finding("gpu", "ok", f"{node.host}: {node.torch_sees.removeprefix('ok ')}")]
+    fix = "a driver that is new enough, or torch built for the one there (nvidia-smi says for which CUDA)"
+    return [*found, Finding("gpu", "bad", f"{node.host}: {node.torch_sees}", fix)]
+
+
+def judge_reach(node: NodeFacts) -> list[Finding]:
+    """Workers meet at ports that the system chooses."""
+    if not node.unreached:
+        return []
+    fix = "open all ports between the nodes; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use"
+    return [Finding("ports", "bad", f"{node.host} does not reach {', '.join(node.unreached)}", fix)]
 
 
 def check_token_file() -> list[Finding]:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    path = find_token_file()
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
@@ -136,14 +159,14 @@ def check_token_file() -> list[Finding]:
     return [Finding("auth", "ok", f"{path} is its owner's alone")]
 
 
-def check_auth_mode() -> list[Finding]:
+def check_cluster_asks(address: str) -> list[Finding]:
     """Whoever reaches the ports of a cluster without tokens runs what he likes on it."""
-    if not os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+    if ":" not in address or "/" in address:
         return []
-    fix = "RAY_AUTH_MODE=token in the environment of all nodes and of this command"
-    return [
-        Finding("auth", "note", "RAY_AUTH_MODE is not token here: this command sends no token to the cluster", fix)
-    ]
+    if is_open(address):
+        what = f"the cluster at {address} answers who has no token: whoever reaches its ports runs code on it"
+        return [Finding("auth", "bad", what, "RAY_AUTH_MODE=token and one token on all of its nodes")]
+    return [Finding("auth", "ok", f"the cluster at {address} asks for its token")]
 
 
 def check_ports() -> list[Finding]:

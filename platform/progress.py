@@ -1,7 +1,8 @@
 """The progress of a run in the terminal: a live bar, or plain lines where the output is no terminal."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from sftray.platform.terminal import show_controls
 Row = Mapping[str, Any]
 
 _PACE_ROWS = 20  # the pace, and so the remaining time, is taken over so many logged rows
+_MOST_NODES = 8  # of a line
 
 
 def build_progress(console: Console, total_steps: int, title: str) -> Mirror:
@@ -132,9 +134,11 @@ def describe_event(row: Row) -> str | None:
     state, step, why = row["state"], row.get("step"), _make_line(row.get("why") or "")
     match state:
         case "running":
+            where = describe_places(row.get("nodes") or [])
             if why:
-                return f"attempt {row['attempt']} {f'goes on from step {step}' if step else 'begins again'}: {why}"
-            return f"attempt {row['attempt']} {f'resumed at step {step}' if step else 'started'}"
+                began = f"goes on from step {step}" if step else "begins again"
+                return f"attempt {row['attempt']} {began}{where}: {why}"
+            return f"attempt {row['attempt']} {f'resumed at step {step}' if step else 'started'}{where}"
         case "checkpoint":
             return f"checkpoint saved at step {step}"
         case "checkpoint_broken":
@@ -147,6 +151,23 @@ def describe_event(row: Row) -> str | None:
             return None
         case _:
             return f"{_make_line(state)}: {why}" if why else _make_line(state)
+
+
+def describe_places(nodes: Sequence[str]) -> str:
+    """' on a (ranks 0-1), b (rank 2)', of the node of each rank; '' where they are not known."""
+    ranks: dict[str, list[int]] = {}
+    for rank, node in enumerate(nodes):
+        ranks.setdefault(node, []).append(rank)
+    told = [f"{node} ({_describe_ranks(held)})" for node, held in islice(ranks.items(), _MOST_NODES)]
+    more = f" and {len(ranks) - _MOST_NODES} more nodes" if len(ranks) > _MOST_NODES else ""
+    return f" on {', '.join(told)}{more}" if told else ""
+
+
+def _describe_ranks(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    is_row = ranks[-1] - ranks[0] == len(ranks) - 1
+    return f"ranks {ranks[0]}-{ranks[-1]}" if is_row else f"ranks {', '.join(map(str, ranks))}"
 
 
 def format_loss(value: float | str) -> str:

@@ -1,24 +1,27 @@
 """What the doctor finds: by tables where facts are given, and on this machine and a real store."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray_node import find_free_ports, join_node, lead_node
 from s3_server import make_place
 
-from sftray.cluster.inspection import PACKAGES, NodeFacts, look_at_node
+from sftray.cluster.inspection import PACKAGES, NodeFacts, Visitor, ask_torch, look_at_node
 from sftray.platform.cli import main
 from sftray.platform.doctor import (
     Finding,
-    check_auth_mode,
     check_token_file,
     choose_exit_code,
     compare_versions,
     judge_clock,
     judge_disk,
+    judge_gpus,
+    judge_reach,
     judge_versions,
     judge_view,
 )
@@ -77,12 +80,34 @@ def test_a_token_that_others_can_read_is_bad(tmp_path: Path, monkeypatch: pytest
     assert check_token_file()[0].level == "ok"
 
 
-def test_a_cluster_without_tokens_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert [each.level for each in check_auth_mode()] == ["note"]
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert check_auth_mode() == []
+@pytest.mark.parametrize(
+    ("gpus", "torch_sees", "levels", "said"),
+    [
+        ([], "", [], ""),
+        (["H100, 580.65, 81559 MiB"], "ok 1 of them for torch, CUDA 13.0, NCCL 2.28.9", ["ok", "ok"], "NCCL 2.28.9"),
+        (["H100, 580.65, 81559 MiB"], "torch 2.13.0+cpu is built without CUDA", ["ok", "bad"], "without CUDA"),
+    ],
+)
+def test_gpus_are_told_with_what_torch_makes_of_them(
+    gpus: list[str], torch_sees: str, levels: list[str], said: str
+) -> None:
+    found = judge_gpus(replace(NODE, gpus=gpus, torch_sees=torch_sees))
+    assert [each.level for each in found] == levels
+    assert all(each.what.startswith("a: ") for each in found) and (not found or said in found[-1].what)
+
+
+def test_torch_is_asked_what_it_makes_of_gpus() -> None:
+    assert ask_torch().startswith("torch 2.") or ask_torch().startswith("ok ")
+
+
+def test_nodes_that_take_no_connection_are_named() -> None:
+    there, visitor = Visitor(), Visitor()
+    open_port, (closed_port,) = there.listen("127.0.0.1"), find_free_ports(1)
+    places = [("b", "127.0.0.1", open_port), ("c", "127.0.0.1", closed_port)]
+    assert visitor.find_unreached(places) == ["c (127.0.0.1)"]
+    (found,) = judge_reach(replace(NODE, unreached=["c (127.0.0.1)"]))
+    assert (found.level, found.what) == ("bad", "a does not reach c (127.0.0.1)") and "SOCKET_IFNAME" in found.fix
+    assert judge_reach(NODE) == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
@@ -119,17 +144,35 @@ def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert look_at_node().versions["ray"] is not None
 
 
-@pytest.mark.ray
-def test_the_nodes_of_a_cluster(ray_address: str, tmp_path: Path) -> None:
-    """In a process of its own: it connects and leaves. The node does see the store, and nothing is left in it."""
-    (tmp_path / "runs").mkdir()
-    command = [sys.executable, "-m", "sftray.platform.cli", "doctor", "--store", str(tmp_path / "runs"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def examine_as_a_process(address: str, store: Path) -> dict[str, list[str]]:
+    """What it says of each area. In a process of its own: it connects and leaves."""
+    command = [sys.executable, "-m", "sftray.platform.cli", "doctor", "--store", str(store), "--json"]
+    environment = {**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN_PATH": "/nowhere"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     told = json.loads(done.stdout)
     assert done.returncode == told["exit_code"], done.stderr
     by_area: dict[str, list[str]] = {}
     for finding in told["findings"]:
-        by_area.setdefault(finding["area"], []).append(finding["what"])
-    assert by_area["nodes"][0].startswith("1 node(s): ")
-    assert len(by_area["versions"]) == 2 and by_area["versions"][0] == by_area["versions"][1]
-    assert len(by_area["store"]) == 1 and not any((tmp_path / "runs").iterdir())
+        by_area.setdefault(finding["area"], []).append(f"{finding['level']} {finding['what']}")
+    return by_area
+
+
+@pytest.mark.ray
+def test_the_nodes_of_a_cluster(tmp_path: Path) -> None:
+    """Both see the store, reach each other, and leave nothing in it."""
+    (tmp_path / "runs").mkdir()
+    with lead_node(1) as head, join_node(head.address, 1):
+        found = examine_as_a_process(head.address, tmp_path / "runs")
+    assert found["nodes"][0].startswith("ok 2 node(s): ")
+    assert len(found["versions"]) == 3 and len({*found["versions"]}) == 1
+    assert len(found["store"]) == 1 and not any((tmp_path / "runs").iterdir())
+    assert found["auth"] == [f"ok the cluster at {head.address} asks for its token"]
+    assert "ports" not in found
+
+
+@pytest.mark.ray
+def test_a_cluster_that_asks_for_no_token_is_bad(tmp_path: Path) -> None:
+    with lead_node(1, RAY_AUTH_MODE="disabled") as head:
+        found = examine_as_a_process(head.address, tmp_path / "runs")
+    (said,) = found["auth"]
+    assert said.startswith(f"bad the cluster at {head.address} answers who has no token")

@@ -89,6 +89,20 @@ def test_first_row_of_an_attempt_takes_its_own_pace() -> None:
             {"state": "running", "attempt": 2, "step": 0, "why": "rank 1 was lost (…)"},
             "attempt 2 begins again: rank 1 was lost (…)",
         ),
+        (
+            {"state": "running", "attempt": 1, "step": 0, "why": "", "nodes": ["a", "a", "b"]},
+            "attempt 1 started on a (ranks 0-1), b (rank 2)",
+        ),
+        (
+            {"state": "running", "attempt": 3, "step": 7, "why": "rank 1 was lost", "nodes": ["a", "b", "a"]},
+            "attempt 3 goes on from step 7 on a (ranks 0, 2), b (rank 1): rank 1 was lost",
+        ),
+        (
+            {"state": "running", "attempt": 1, "step": 0, "why": "", "nodes": [f"n{i // 2}" for i in range(20)]},
+            "attempt 1 started on "
+            + ", ".join(f"n{i} (ranks {2 * i}-{2 * i + 1})" for i in range(8))
+            + " and 2 more nodes",
+        ),
         ({"state": "worker_failed", "attempt": 1, "step": 42, "rank": 1, "why": "its node died"}, None),
         ({"state": "frozen", "attempt": 1, "step": 42, "rank": 1, "why": "step 43 has taken 31 s"}, None),
         ({"state": "checkpoint", "step": 120, "why": ""}, "checkpoint saved at step 120"),
