@@ -1,6 +1,7 @@
 """The token that every cluster of ours asks for: where it is, who may read it, and that it is asked for."""
 
 import contextlib
+import http.client
 import ipaddress
 import json
 import os
@@ -16,6 +17,7 @@ from sftray.train_fn.errors import ClusterError, Problem
 
 _ANSWER_S = 5.0
 _QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+ADDRESS_FIX = "--address http://HEAD:8265, the address of the cluster's dashboard; or see that it runs"
 TOKEN_FIX = "RAY_AUTH_TOKEN, or a file that RAY_AUTH_TOKEN_PATH names: the token of that cluster"
 
 
@@ -116,13 +118,14 @@ def refuse_disabled() -> None:
 
 
 def refuse_open_cluster(address: str) -> None:
-    """Raises ClusterError where the dashboard at `address`, a URL, is not of this machine and asks for no token.
+    """Raises ClusterError where the dashboard at `address`, a URL, is not of this machine and does not say that it
+    asks for a token, as those that are too old to know tokens, or where nobody answers.
 
     It is asked for that alone, and gets nothing. Who has RAY_AUTH_MODE=disabled knows, and is not kept from it.
     """
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled" or _is_loopback(address):
         return
-    if ask_mode(address) == "disabled":
+    if ask_mode(address) in (None, "disabled"):
         raise ClusterError(
             Problem(
                 f"the cluster at {address} asks nobody for a token",
@@ -142,11 +145,17 @@ def _is_loopback(address: str) -> bool:
 
 
 def ask_mode(address: str) -> str | None:
-    """`token` or `disabled`, as the dashboard at this URL says; None where none answers in a few seconds."""
-    url = f"{address.rstrip('/')}/api/authentication_mode"
-    if not url.startswith(("http://", "https://")):
+    """`token` or `disabled`, as the dashboard at this URL says; None where it does not say.
+
+    Raises:
+        ClusterError: nobody answers there in a few seconds.
+    """
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/authentication_mode", timeout=_ANSWER_S) as answer:
+            said = json.load(answer)
+    except (urllib.error.HTTPError, ValueError):  # it answers something else
         return None
-    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
-        said = json.load(answer)
-        return str(said.get("authentication_mode")) if isinstance(said, dict) else None
-    return None
+    except (OSError, http.client.HTTPException) as error:
+        problem = Problem(f"no job server at {address}", why=str(error) or type(error).__name__, fix=ADDRESS_FIX)
+        raise ClusterError(problem) from error
+    return str(said.get("authentication_mode")) if isinstance(said, dict) else None

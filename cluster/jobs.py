@@ -2,30 +2,38 @@
 
 import asyncio
 import contextlib
+import os
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sftray.cluster.authentication import TOKEN_FIX, refuse_open_cluster, use_token
+from sftray.cluster.authentication import ADDRESS_FIX, TOKEN_FIX, refuse_open_cluster, use_token
+from sftray.cluster.ending import SAY_END
 from sftray.train_fn.errors import ClusterError, Problem
 
 State = Literal["pending", "running", "succeeded", "failed", "stopped"]
 PACKAGES = ("platform", "train_fn", "tune_spaces", "cluster")
-_RUN = "sftray_run"  # the key of a job's metadata that names its run or sweep
+# Of a job's metadata: the run or sweep, its directory, and what was asked for.
+_RUN, _PLACE, _ASKED = "sftray_run", "sftray_directory", "sftray_asked"
 _ENVIRONMENT = {
     # Asked to stop, a run saves first. Ray's own patience is 3 s.
     "RAY_JOB_STOP_WAIT_TIME_S": "900",
     "RAY_USAGE_STATS_ENABLED": "0",
+    SAY_END: "1",
 }
 _LOOK_S = 0.5
+_PATIENCE_S = 60.0  # a dashboard that is restarted answers again within this
 
 
 @dataclass(frozen=True)
 class Job:
-    """`exit_code`: of the command, once it has ended; Ray has none where it never began. `started`: Unix seconds."""
+    """`exit_code`: of the command, once it has ended; Ray has none where it never began, or was stopped. `started`:
+    Unix seconds. `place`: the directory of the run. `asked`: a digest of the command and all that travelled with it.
+    """
 
     id: str
     run: str
@@ -33,6 +41,8 @@ class Job:
     exit_code: int | None
     message: str
     started: float | None
+    place: str = ""
+    asked: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -53,25 +63,34 @@ class JobServer:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
-        with self._explain():
+        with self._explain(), _without_other_addresses():
             self._client = JobSubmissionClient(address)
 
-    def submit(self, id: str, run: str, arguments: Sequence[str], folder: Path, code: Path | None) -> None:
-        """Start `sftray` with these arguments in a copy of `folder`.
+    def submit(
+        self, id: str, names: dict[str, str], arguments: Sequence[str], folder: Path, code: Path | None
+    ) -> bool:
+        """Start `sftray` with these arguments in a copy of `folder`. False: there is a job of this id already.
 
         Args:
+            names: as `name_run` makes them.
             code: a folder that holds the package `sftray`; without it, that of the cluster's image is used.
         """
         environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": _ENVIRONMENT}
         if code is not None:
             environment["py_modules"] = [str(code / "sftray")]
         with self._explain():
-            self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "sftray.platform.cli", *arguments]),
-                submission_id=id,
-                runtime_env=environment,
-                metadata={_RUN: run},
-            )
+            try:
+                self._client.submit_job(
+                    entrypoint=shlex.join(["python", "-m", "sftray.platform.cli", *arguments]),
+                    submission_id=id,
+                    runtime_env=environment,
+                    metadata=names,
+                )
+            except RuntimeError as error:
+                if f"{id} already exists" not in str(error):
+                    raise
+                return False
+        return True
 
     def list_jobs(self) -> list[Job]:
         """Those that were sent by `submit`, oldest first."""
@@ -84,13 +103,12 @@ class JobServer:
 
     def follow(self, id: str, write: Callable[[str], Any]) -> Job:
         """Hand on what the job prints, from its beginning until it has ended."""
-        asyncio.run(self._follow(id, write))
-        job = self.find(id)
+        job = asyncio.run(self._follow(id, write))
         if job is None:
             raise ClusterError(Problem(f"job {id} is gone from {self.address}"))
         return job
 
-    async def _follow(self, id: str, write: Callable[[str], Any]) -> None:
+    async def _follow(self, id: str, write: Callable[[str], Any]) -> Job | None:
         """A connection that breaks is made again; what was read before is passed over then."""
         import aiohttp
 
@@ -103,9 +121,20 @@ class JobServer:
                     if read > written:
                         write(text[len(text) - (read - written) :])
                         written = read
-            job = self.find(id)
+            job = await self._find_patiently(id)
             if job is None or not job.is_active:
-                return
+                return job
+            await asyncio.sleep(_LOOK_S)
+
+    async def _find_patiently(self, id: str) -> Job | None:
+        """As `find`; a job goes on while the dashboard is away, so that is waited for."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return self.find(id)
+            except ClusterError:
+                if time.monotonic() > deadline:
+                    raise
             await asyncio.sleep(_LOOK_S)
 
     def read_log(self, id: str) -> str:
@@ -128,8 +157,23 @@ class JobServer:
             problem = Problem(f"{self.address} wants another token", why=_say(error), fix=TOKEN_FIX)
             raise ClusterError(problem) from error
         except (OSError, RuntimeError, ValueError) as error:
-            fix = "--address http://HEAD:8265, the address of the cluster's dashboard; or see that it runs"
-            raise ClusterError(Problem(f"no job server at {self.address}", why=_say(error), fix=fix)) from error
+            problem = Problem(f"no job server at {self.address}", why=_say(error), fix=ADDRESS_FIX)
+            raise ClusterError(problem) from error
+
+
+@contextlib.contextmanager
+def _without_other_addresses() -> Iterator[None]:
+    """Ray's client would go where the environment says, whatever address it is given."""
+    hidden = {name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def name_run(run: str, place: str, asked: str) -> dict[str, str]:
+    """The metadata of a job: see Job."""
+    return {_RUN: run, _PLACE: place, _ASKED: asked}
 
 
 def _say(error: Exception) -> str:
@@ -153,4 +197,6 @@ def _read(details: Any) -> Job:
         exit_code=details.driver_exit_code,
         message=" ".join((details.message or "").split()),
         started=details.start_time / 1000 if details.start_time else None,
+        place=details.metadata.get(_PLACE, ""),
+        asked=details.metadata.get(_ASKED, ""),
     )

@@ -4,7 +4,6 @@ Nothing else travels: no folder as a whole, no environment. A relative path mean
 for the files keep their places; an absolute one is taken for a path of the cluster.
 """
 
-import glob
 import hashlib
 import os
 import shutil
@@ -16,25 +15,33 @@ from sftray.platform.run_directory import make_name
 from sftray.platform.shipped import load_named_config
 from sftray.platform.submit_words import Inner, parse_inner
 from sftray.train_fn.config import RunConfig
-from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.errors import ConfigError, DataError, Problem
+from sftray.train_fn.files import find_files
 from sftray.train_fn.minimind_layout import is_weights_file
+from sftray.train_fn.places import as_path
 
 LIMIT_BYTES = 50 * 10**6  # Ray takes a working directory of 100 MiB, and packs it in memory
+_MODEL_ENDINGS = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
 class Bundle:
     """`arguments`: of the sftray command that the job runs. `files`: what travels, by the path it gets there.
-    `elsewhere`: paths that are the cluster's own. `name`: of the run or sweep.
+    `elsewhere`: paths that are the cluster's own. `name`: of the run or sweep. `place`: its directory.
     """
 
     arguments: list[str]
     files: dict[str, Path]
     elsewhere: list[str]
     name: str
+    place: str
 
     def count_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files.values())
+
+    def digest(self) -> str:
+        """Of all that is asked: the command, and what the files hold."""
+        return _digest(self.arguments, self.files)
 
     def write(self, folder: Path) -> None:
         """Put the files into an empty folder."""
@@ -62,10 +69,10 @@ def plan_bundle(arguments: Sequence[str]) -> Bundle:
         found = _collect(key, named)
         if found is None:
             elsewhere.append(named)
-        elif isinstance(found, Problem):
-            problems.append(found)
-        else:
+        elif isinstance(found, dict):
             files |= found
+        else:
+            problems += found
     rewritten = list(arguments)
     for option, path in (("CONFIG", inner.config), ("--space", inner.space)):
         if path is not None and os.path.isfile(path):
@@ -78,7 +85,7 @@ def plan_bundle(arguments: Sequence[str]) -> Bundle:
     name = config.name or _make_name(label, rewritten, files)
     if config.name is None:
         rewritten.append(f"name={name}")
-    bundle = Bundle(rewritten, files, elsewhere, name)
+    bundle = Bundle(rewritten, files, elsewhere, name, str(as_path(config.store.path) / name))
     _refuse_large(bundle)
     return bundle
 
@@ -93,7 +100,9 @@ def _plan_resume(inner: Inner, arguments: Sequence[str]) -> Bundle:
                 fix=f"sftray submit -- resume /SHARED/runs/{os.path.basename(inner.run)}",
             )
         )
-    return Bundle(list(arguments), {}, [inner.run], os.path.basename(inner.run.rstrip("/")))
+    is_path = "://" in inner.run or os.path.isabs(inner.run)
+    place = as_path(inner.run) if is_path else as_path(inner.store) / inner.run
+    return Bundle(list(arguments), {}, [str(place)], place.name, str(place))
 
 
 def _check_store(config: RunConfig) -> list[Problem]:
@@ -127,26 +136,35 @@ def _is_path(key: str, value: str) -> bool:
     return is_file or os.path.isabs(value) or value.startswith("~") or os.path.exists(value)
 
 
-def _collect(key: str, path: str) -> dict[str, Path] | Problem | None:
-    """The files at a path, by their places; None for a path of the cluster."""
+def _collect(key: str, path: str) -> dict[str, Path] | list[Problem] | None:
+    """The files at a path, by their places; None for a path of the cluster; or what is wrong with it."""
     if os.path.isabs(path):
         return None
     if path.startswith("~") or not _is_below_here(path):
-        return Problem(
-            f"{key}: {path} leads out of this folder, which is all that a job sees of this machine",
-            fix=f"{key}: a path below {os.getcwd()}, an absolute one that the cluster has, or a URL",
-        )
-    matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-    files = [file for match in matches for file in _list_files(Path(match))]
-    if not files:
-        return Problem(f"{key}: nothing is at {path}", fix=f"{key}: a file or a folder that is there")
+        return [
+            Problem(
+                f"{key}: {path} leads out of this folder, which is all that a job sees of this machine",
+                fix=f"{key}: a path below {os.getcwd()}, an absolute one that the cluster has, or a URL",
+            )
+        ]
+    if key.startswith("data."):
+        try:
+            files = find_files(path, key)  # those that the run would find
+        except DataError as error:
+            return list(error.problems)
+    else:
+        files = _list_model_files(Path(path))
+        if not files:
+            return [Problem(f"{key}: nothing is at {path}", fix=f"{key}: a file or a folder that is there")]
     return {file.as_posix(): file for file in files}
 
 
-def _list_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
-    return [path] if path.is_file() else []
+def _list_model_files(path: Path) -> list[Path]:
+    """The file, or of a folder those that a model or a tokenizer is loaded from."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    files = (file for file in path.rglob("*") if file.suffix in _MODEL_ENDINGS and file.is_file())
+    return sorted(file for file in files if not _is_hidden(file.relative_to(path)))
 
 
 def _is_hidden(path: Path) -> bool:
@@ -164,11 +182,15 @@ def _replace(arguments: Sequence[str], old: str, new: str) -> list[str]:
 
 def _make_name(label: str, arguments: Sequence[str], files: dict[str, Path]) -> str:
     """Of the label and all that is asked: who asks for the same again gets the same name, and so the same job."""
+    return f"{make_name(label)[:50]}-{_digest(arguments, files)[:8]}"
+
+
+def _digest(arguments: Sequence[str], files: dict[str, Path]) -> str:
     digest = hashlib.sha256(repr(list(arguments)).encode())
     for place, path in sorted(files.items()):
         with path.open("rb") as file:
             digest.update(f"{place} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return f"{make_name(label)[:50]}-{digest.hexdigest()[:8]}"
+    return digest.hexdigest()
 
 
 def _refuse_large(bundle: Bundle) -> None:

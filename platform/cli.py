@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sftray.cluster.ending import say_end
 from sftray.platform.cli_convert import convert
 from sftray.platform.cli_jobs import doctor, logs, status, stop, submit
 from sftray.platform.cli_runs import runs
@@ -160,7 +161,9 @@ def _invoke(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    return run_guarded(lambda: _invoke(given), as_json="--json" in given)
+    code = run_guarded(lambda: _invoke(given), as_json="--json" in given)
+    say_end(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """`sftray submit`, `status`, `logs`, `stop` and `doctor`: commands on a cluster, and what goes on here or there."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from sftray.platform.cli_words import Json, Store
 from sftray.platform.exits import INTERRUPTED, print_json
+
+if TYPE_CHECKING:
+    from sftray.cluster.jobs import JobServer
 
 Address = Annotated[
     str | None,
@@ -41,7 +44,8 @@ def submit(
     sent = submission.submit(arguments, server, console, send_code=not image)
     said = "runs already" if sent.again else "is sent"
     console.print(f"job {sent.job} {said}; sftray stop {sent.run} --address {server.address}", soft_wrap=True)
-    code = _follow(server, sent.job) if wait else 0
+    # With --json, standard output is for one document.
+    code = _follow(server, sent.job, sys.stderr if as_json else sys.stdout) if wait else 0
     if as_json:
         print_json({"job": sent.job, "run": sent.run, "address": server.address, "exit_code": code if wait else None})
     if code:
@@ -81,7 +85,7 @@ def logs(
 
         server, job = find_server_job(run, address)
         if follow:
-            raise typer.Exit(_follow(server, job.id))
+            raise typer.Exit(_follow(server, job.id, sys.stdout))
         sys.stdout.write(server.read_log(job.id))
         return
     from sftray.platform.terminal import build_console
@@ -129,19 +133,17 @@ def doctor(store: Store = "./runs", as_json: Json = False) -> None:
         raise typer.Exit(code)
 
 
-def _follow(server: object, job_id: str) -> int:
+def _follow(server: "JobServer", job_id: str, out: TextIO) -> int:
     """Print what the job prints; its exit code. Ctrl-C leaves the job alone."""
-    from sftray.cluster.jobs import JobServer
     from sftray.platform.submit import read_exit_code
 
-    assert isinstance(server, JobServer)
-
     def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        out.write(text)
+        out.flush()
 
     try:
-        return read_exit_code(server.follow(job_id, write))
+        job = server.follow(job_id, write)
     except KeyboardInterrupt:
         print(f"\n{job_id} goes on; sftray stop ends it", file=sys.stderr)
         return INTERRUPTED
+    return read_exit_code(job, server.read_log(job_id))

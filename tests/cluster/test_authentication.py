@@ -5,12 +5,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from ray_node import Head, find_free_ports, lead_node
 
-from sftray.cluster.authentication import is_refused, load_token, make_token, refuse_disabled, refuse_open_cluster
+from sftray.cluster.authentication import (
+    is_open,
+    is_refused,
+    load_token,
+    make_token,
+    refuse_disabled,
+    refuse_open_cluster,
+)
 from sftray.train_fn.errors import ClusterError
 
 TOKEN = os.environ["RAY_AUTH_TOKEN"]  # of the tests' heads
@@ -128,6 +136,27 @@ def test_a_cluster_elsewhere_that_asks_for_no_token_gets_nothing(
     refuse_open_cluster(elsewhere)
 
 
+class Old(BaseHTTPRequestHandler):
+    """A dashboard from before there were tokens: it does not know the question."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_cluster_that_does_not_know_of_tokens_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Old) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ClusterError, match="asks nobody for a token"):
+            refuse_open_cluster(f"http://127.1:{server.server_port}")
+        server.shutdown()
+    with pytest.raises(ClusterError, match="no job server at"):
+        refuse_open_cluster(f"http://127.1:{server.server_port}")
+
+
 @pytest.mark.ray
 def test_a_command_says_so_before_it_sends_anything(open_head: Head, tmp_path: Path) -> None:
     command = ("-m", "sftray.platform.cli", "submit", "--address", spell_foreign(open_head.dashboard), "--", "train")
@@ -147,6 +176,13 @@ def test_one_who_has_a_token_may_join_a_cluster_that_wants_none(open_head: Head)
         [sys.executable, "-c", code], env={**kept, **settings}, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@pytest.mark.ray
+def test_a_head_that_answers_who_has_no_token_is_open(open_head: Head, ray_head: Head) -> None:
+    assert is_open(open_head.address) and not is_open(ray_head.address)
+    (port,) = find_free_ports(1)
+    assert not is_open(f"127.0.0.1:{port}")
 
 
 @pytest.mark.ray

@@ -9,6 +9,7 @@ import yaml
 
 from sftray.platform.bundle import LIMIT_BYTES, plan_bundle
 from sftray.train_fn.errors import ConfigError
+from sftray.train_fn.files import find_files
 
 ROW = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
 
@@ -17,7 +18,7 @@ ROW = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assis
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a config, its data, and things that are nobody's business."""
     monkeypatch.chdir(tmp_path)
-    for name in ("data/a.jsonl", "data/b.jsonl", ".env", ".git/config", "key.pem", "space.yaml"):
+    for name in ("data/a.jsonl", "data/b.jsonl", "data/secret.pem", ".env", ".git/config", "key.pem", "space.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(ROW)
     write_config(tmp_path / "run.yaml")
@@ -64,6 +65,16 @@ def test_the_config_and_what_it_names_travel_and_nothing_else(here: Path, tmp_pa
     assert (target / "data" / "a.jsonl").read_text() == ROW
 
 
+def test_the_files_that_travel_are_those_that_the_run_would_find(here: Path) -> None:
+    for name in ("data/x/c.jsonl", "data/x/y/d.jsonl", "data/x/private/key.pem"):
+        (here / name).parent.mkdir(exist_ok=True, parents=True)
+        (here / name).write_text(ROW)
+    write_config(here / "run.yaml", train="data/**/*.jsonl")
+    found = sorted(str(path) for path in find_files("data/**/*.jsonl", "data.train"))
+    assert found == ["data/a.jsonl", "data/b.jsonl", "data/x/c.jsonl", "data/x/y/d.jsonl"]
+    assert sorted(plan_bundle(["train", "run.yaml"]).files) == [*found, "run.yaml"]
+
+
 def test_absolute_paths_are_those_of_the_cluster(here: Path) -> None:
     write_config(here / "run.yaml", train=["/mnt/data/big.jsonl", "data/a.jsonl"], validation="/mnt/data/val.jsonl")
     bundle = plan_bundle(["train", "run.yaml"])
@@ -92,7 +103,18 @@ def test_resume_takes_the_clusters_own_run(here: Path) -> None:
     bundle = plan_bundle(["resume", "/mnt/runs/mine/", "optim.learning_rate=1e-4"])
     assert bundle.files == {} and bundle.name == "mine"
     assert bundle.arguments == ["resume", "/mnt/runs/mine/", "optim.learning_rate=1e-4"]
-    assert plan_bundle(["resume", "mine", "--store", "/mnt/runs"]).name == "mine"
+    assert bundle.place == "/mnt/runs/mine"
+    by_name = plan_bundle(["resume", "mine", "--store", "/mnt/runs"])
+    assert (by_name.name, by_name.place) == ("mine", "/mnt/runs/mine")
+
+
+@pytest.mark.parametrize("options", ["", "?region=eu-central-1", "?endpoint_override=http://host:9000&region=here"])
+def test_a_run_in_a_bucket_has_its_own_name_whatever_options_its_url_has(options: str, here: Path) -> None:
+    url = f"s3://bucket/runs/mine{options}"
+    bundle = plan_bundle(["resume", url])
+    assert (bundle.name, bundle.place) == ("mine", url)
+    started = plan_bundle(["train", "quickstart", f"store.path=s3://bucket/runs{options}", "name=mine"])
+    assert started.place == url, "the one that is resumed is the one that was started"
 
 
 def test_the_same_asked_for_again_has_the_same_name_and_other_data_has_another(here: Path) -> None:
@@ -113,8 +135,10 @@ def test_the_same_asked_for_again_has_the_same_name_and_other_data_has_another(h
         ),
         (["train", "run.yaml", "data.train=../data/a.jsonl"], "leads out of this folder"),
         (["train", "run.yaml", "data.train=~/a.jsonl"], "leads out of this folder"),
-        (["train", "run.yaml", "data.train=data/none.jsonl"], "data.train: nothing is at data/none.jsonl"),
-        (["train", "run.yaml", "data.train=none/*.jsonl"], "data.train: nothing is at none/*.jsonl"),
+        (["train", "run.yaml", "data.train=data/c.jsonl"], "data.train: no file data/c.jsonl. Did you mean data/"),
+        (["train", "run.yaml", "data.train=none/*.jsonl"], "data.train: none/*.jsonl matches no file"),
+        (["train", "run.yaml", "data.train=data"], "data.train: data is a folder"),
+        (["train", "run.yaml", "data.train=data/*"], "data/secret.pem has an extension that is not known"),
         (["train", "nothing.yaml"], "there is no config file and no preset nothing.yaml"),
         (["train", "run.yaml", "optim.lr=1"], "optim.lr is not a setting"),
         (["tune", "run.yaml", "--trails", "4"], "No such option: --trails"),
@@ -136,8 +160,8 @@ def test_too_much_is_refused_with_the_largest(here: Path) -> None:
     assert "50 MB would travel with the job, and 50 MB may" in said and "the largest: data/a.jsonl 50 MB" in said
 
 
-def test_a_model_in_a_folder_travels_without_its_hidden_files(here: Path) -> None:
-    for name in ("model/config.json", "model/.cache/blob", "model/tokenizer/tokenizer.json"):
+def test_of_a_folder_with_a_model_only_what_it_is_loaded_from_travels(here: Path) -> None:
+    for name in ("model/config.json", "model/.cache/blob.json", "model/tokenizer/tokenizer.json", "model/id_ed25519"):
         (here / name).parent.mkdir(exist_ok=True, parents=True)
         (here / name).write_text("{}")
     config = {"model": {"name": "model"}, "data": {"train": "data/a.jsonl"}, "store": {"path": "/mnt/runs"}}

@@ -17,9 +17,14 @@ from sftray.train_fn.config_file import Resolved, dump_config, load_config
 pytestmark = pytest.mark.ray
 
 
+ELSEWHERE = {"RAY_ADDRESS": "127.0.0.1:9", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+
+
 def call(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`sftray` as a stranger to the cluster calls it: no address and no mode in the environment, but the token."""
+    """`sftray` as a stranger to the cluster calls it: no mode in the environment, but the token; and where it says
+    --address, the environment names other clusters."""
     kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+    kept |= ELSEWHERE if "--address" in arguments else {}
     command = [sys.executable, "-m", "sftray.platform.cli", *arguments]
     return subprocess.run(
         command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True, timeout=240, check=False
@@ -61,12 +66,15 @@ def test_a_job_is_sent_stopped_and_gone_on_with(ray_head: Head, desk: Path, tmp_
     wait_until(lambda: (run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) > 3, 180)
     again = call(desk, "submit", *there, "--no-wait", "--", "train", "run.yaml", "name=mine")
     assert again.returncode == 0 and "sftray-mine runs already" in again.stderr + again.stdout
+    other = call(desk, "submit", *there, "--", "train", "run.yaml", "name=mine", "optim.learning_rate=1.0")
+    assert other.returncode == 2 and "job sftray-mine runs, and does something else" in other.stderr, other.stderr
     status = call(desk, "status", "mine", *there, "--json")
     assert json.loads(status.stdout)["state"] == "running"
     assert call(desk, "stop", "mine", *there).returncode == 0
     log = call(desk, "logs", "mine", "-f", *there)
     assert log.returncode == 75, log.stdout + log.stderr
-    assert "attempt 1 started" in log.stdout and "step 3/60000" in log.stdout and "SIGTERM: saving" in log.stdout
+    assert log.stdout.rstrip().endswith("sftray has ended with exit code 75")
+    assert "attempt 1 started on " in log.stdout and "step 3/60000" in log.stdout and "SIGTERM: saving" in log.stdout
     stopped = read_events(run_dir)[-1]
     assert stopped["state"] == "stopped"
     refused = call(desk, "submit", *there, "--", "train", "run.yaml", "name=mine")
@@ -75,8 +83,9 @@ def test_a_job_is_sent_stopped_and_gone_on_with(ray_head: Head, desk: Path, tmp_
     for name in ("train.jsonl", "validation.jsonl"):
         (desk / name).unlink()  # the store has them
     steps = f"train.max_steps={stopped['step'] + 5}"
-    resumed = call(desk, "submit", *there, "--", "resume", str(run_dir), steps)
+    resumed = call(desk, "submit", *there, "--json", "--", "resume", str(run_dir), steps)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert json.loads(resumed.stdout)["exit_code"] == 0 and "attempt 2 resumed at step" in resumed.stderr
     assert read_events(run_dir)[-1]["state"] == "finished"
     assert read_metrics(run_dir)[-1]["step"] == stopped["step"] + 5
     kept = str(load_config(run_dir / "config.yaml").config.data.train)
