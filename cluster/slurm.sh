@@ -60,7 +60,9 @@ if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then   # Slurm has started the job aga
     for word in "$@"; do
         case $word in store.path=*) store=${word#*=} ;; name=*) name=${word#*=} ;; esac
     done
-    run="${store:-runs}/${name:-}"
+    store=${store:-runs} options=
+    case $store in *\?*) options="?${store#*\?}" store=${store%%\?*} ;; esac   # of a bucket's URL
+    run="$store/${name:-}$options"
     if [ -n "${name:-}" ] && sftray runs show "$run" > /dev/null 2>&1; then set -- resume "$run"; fi
 fi
 

@@ -49,11 +49,18 @@ def recommend_cadence(
     return Cadence(seconds, cost, num_bytes, compute_loss(seconds, cost, RESTART_S, between))
 
 
-def describe_cadence(cadence: Cadence) -> str:
+def describe_cadence(cadence: Cadence, save_every: int) -> str:
+    """In words, for a run that saves every so many steps (0: at its end alone); what one takes is not known yet."""
     minutes = cadence.seconds / 60
     every = f"{minutes:.0f} min" if minutes >= 2 else f"{cadence.seconds:.0f} s"
+    has = (
+        f"train.save_every={save_every} is that for steps of {cadence.seconds / save_every:.2g} s"
+        if save_every
+        else "train.save_every=0 saves at the end alone"
+    )
+    quick, slow = (max(1, round(cadence.seconds / step)) for step in (1, 10))
     return (
         f"checkpoints: about {cadence.num_bytes / 1e9:.2f} GB and {cadence.cost:.1f} s each; one in {every} loses "
-        f"the least, {cadence.lost:.1%} of the time, if a worker fails once a week (train.save_every counts steps: "
-        "divide by perf/step_seconds, which is known once it trains)"
+        f"the least, {cadence.lost:.1%} of the time, if a worker fails once a week: train.save_every={quick} where "
+        f"a step takes 1 s, {slow} where it takes 10 s; {has}"
     )

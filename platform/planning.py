@@ -129,7 +129,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"learning rate: {rates[0]:.3g} at the first step, {rates[1]:.3g} in the middle, {rates[2]:.3g} at the last",
         *_describe_first_step(plan),
         f"memory: about {plan.memory_bytes / 2**30:.2f} GB for each worker at its peak (an estimate)",
-        describe_cadence(plan.cadence),
+        describe_cadence(plan.cadence, config.train.save_every),
         *describe_cluster(plan.cluster),
         "one example; what is learned is " + ("in green" if console.is_terminal else "in ⟦ ⟧") + ":",
     ]

@@ -1,4 +1,5 @@
-"""The recipe for Slurm on a real Slurm of two nodes: stopped, it saves and ends with 75; resumed, it finishes."""
+"""The recipe for Slurm on a real Slurm of two nodes: stopped, it saves and ends with 75; put back into the queue, it
+goes on from there; resumed by another job, it finishes."""
 
 import os
 from pathlib import Path
@@ -41,11 +42,11 @@ def follow(slurm: Slurm, job: str, folder: Path) -> tuple[str, str]:
     return known["JobState"], known["ExitCode"]
 
 
-def find_running(run_dir: Path) -> dict[str, Any]:
-    return next((event for event in read_events(run_dir) if event["state"] == "running"), {})
+def list_running(run_dir: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(run_dir) if event["state"] == "running"]
 
 
-def test_a_job_saves_when_it_is_told_that_its_time_is_over_and_another_one_finishes_it(tmp_path: Path) -> None:
+def test_a_job_saves_when_its_time_is_over_and_goes_on_in_the_queue_and_in_another(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"train": {"epochs": 1000}, "scaling": {"placement": "spread"}}
     (tmp_path / "run.yaml").write_text(dump_config(Resolved(build_config(tmp_path, **changes), {})))
     run_dir, checkpoints = tmp_path / "runs" / "mine", tmp_path / "runs" / "mine" / "checkpoints"
@@ -58,12 +59,18 @@ def test_a_job_saves_when_it_is_told_that_its_time_is_over_and_another_one_finis
             return bool(list_checkpoints(checkpoints))
 
         wait_until(has_saved, 150)
-        workers = find_running(run_dir)["pids"]
+        workers = list_running(run_dir)[0]["pids"]
         assert len({os.readlink(f"/proc/{pid}/ns/net") for pid in workers}) == 2, "one on each node"
         assert all(os.sched_getaffinity(pid) == os.sched_getaffinity(0) for pid in workers)
         slurm.ask("scancel", "--batch", "--signal=TERM", job)  # as --signal=B:TERM has Slurm do
         assert follow(slurm, job, tmp_path) == ("FAILED", "75:0"), (tmp_path / "out").read_text()
         assert read_events(run_dir)[-1]["state"] == "stopped"
+        step = max(each.step for each in list_checkpoints(checkpoints))
+        slurm.ask("scontrol", "requeue", job)
+        wait_until(lambda: len(list_running(run_dir)) == 2, 150)
+        assert list_running(run_dir)[1]["step"] == step
+        slurm.ask("scancel", "--batch", "--signal=TERM", job)
+        assert follow(slurm, job, tmp_path) == ("FAILED", "75:0"), (tmp_path / "out").read_text()
         step = max(each.step for each in list_checkpoints(checkpoints))
         job = send(slurm, tmp_path, "resume", str(run_dir), f"train.max_steps={step + 4}")
         assert follow(slurm, job, tmp_path) == ("COMPLETED", "0:0"), (tmp_path / "out").read_text()

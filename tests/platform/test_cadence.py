@@ -38,9 +38,15 @@ def test_more_workers_save_more_often_and_larger_models_less() -> None:
     assert recommend_cadence(1000, 4096).seconds >= 1.0, "never more often than a second, however small"
 
 
-def test_it_is_said_with_its_assumption() -> None:
-    assert describe_cadence(recommend_cadence(135_000_000, 2)) == (
+@pytest.mark.parametrize(
+    ("save_every", "said"),
+    [(100, "train.save_every=100 is that for steps of 15 s"), (0, "train.save_every=0 saves at the end alone")],
+)
+def test_it_is_said_in_steps_and_with_its_assumption(save_every: int, said: str) -> None:
+    cadence = recommend_cadence(135_000_000, 2)
+    assert cadence.seconds == pytest.approx(1533, rel=1e-3)
+    assert describe_cadence(cadence, save_every) == (
         "checkpoints: about 1.62 GB and 3.9 s each; one in 26 min loses the least, 0.5% of the time, "
-        "if a worker fails once a week (train.save_every counts steps: divide by perf/step_seconds, which is "
-        "known once it trains)"
+        "if a worker fails once a week: train.save_every=1533 where a step takes 1 s, 153 where it takes 10 s; "
+        + said
     )

@@ -97,6 +97,22 @@ def find_text(folder: Path, text: str) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
+def test_plain_ray_does_as_well(ray_head: Head, desk: Path, tmp_path: Path) -> None:
+    """The README's line, from a folder of which Ray takes all."""
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "900"}})
+    options = ("--address", ray_head.dashboard, "--working-dir", ".", "--runtime-env-json", environment)
+    asked = ("sftray", "train", "run.yaml", f"store.path={tmp_path}/store", "name=plain", "train.max_steps=3")
+    done = subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", *options, "--", *asked],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0 and "step 3/3" in done.stdout, done.stdout + done.stderr
+    assert read_events(tmp_path / "store" / "plain")[-1]["state"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("environment", "address", "code", "said"),
     [
