@@ -12,6 +12,7 @@
 #SBATCH --time=08:00:00
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 umask 077
 

@@ -21,6 +21,8 @@ _RIVALS: dict[KeyPath, KeyPath] = {
     ("model", "name"): SCRATCH,
     SCRATCH: ("model", "name"),
 }
+# What was chosen for an untrained model is not that of a trained one, which mostly brings its own.
+_OF_SCRATCH: tuple[KeyPath, ...] = (("model", "tokenizer"), ("model", "chat_template"))
 
 
 def apply_overrides(overrides: Sequence[str], tree: Tree) -> None:
@@ -43,6 +45,9 @@ def apply_overrides(overrides: Sequence[str], tree: Tree) -> None:
         if path in here and path not in in_file and rival in in_file and rival not in here:
             unset = replace(here[path], origin=f"unset: {dotted(path)} on the command line")
             _set(tree, rival, None, Tree(places={rival: unset}))
+            for other in _OF_SCRATCH if rival == SCRATCH else ():
+                if other not in seen and _is_set(tree.value, other):
+                    _set(tree, other, None, Tree(places={other: unset}))
 
 
 def _settings(text: str, place: Place, tree: Tree) -> Iterator[tuple[KeyPath, Any, Tree]]:

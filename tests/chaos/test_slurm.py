@@ -67,8 +67,10 @@ def test_a_job_saves_when_its_time_is_over_and_goes_on_in_the_queue_and_in_anoth
         assert read_events(run_dir)[-1]["state"] == "stopped"
         step = max(each.step for each in list_checkpoints(checkpoints))
         slurm.ask("scontrol", "requeue", job)
+        slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would let two minutes go by
         wait_until(lambda: len(list_running(run_dir)) == 2, 150)
         assert list_running(run_dir)[1]["step"] == step
+        assert "attempt 1 started on" in (tmp_path / "out").read_text(), "what was said before is kept"
         slurm.ask("scancel", "--batch", "--signal=TERM", job)
         assert follow(slurm, job, tmp_path) == ("FAILED", "75:0"), (tmp_path / "out").read_text()
         step = max(each.step for each in list_checkpoints(checkpoints))

@@ -43,6 +43,7 @@ def find_problems(*arguments: str) -> str:
 def test_a_file_of_weights_travels_and_one_that_is_not_there_is_missed(here: Path) -> None:
     write_config(here / "run.yaml")
     given = ["train", "run.yaml", "model.scratch=null", "model.name=out/in.pth", "name=mine"]
+    given.append("model.tokenizer=quickstart")
     assert "model.name: nothing is at out/in.pth" in find_problems(*given)
     (here / "out").mkdir()
     (here / "out" / "in.pth").write_bytes(b"weights")

@@ -195,6 +195,15 @@ def test_an_override_unsets_what_cannot_stand_beside_it(text: str, override: str
     assert load(dump_config(resolved)) == resolved
 
 
+def test_a_trained_model_does_not_get_the_tokenizer_that_the_file_has_for_an_untrained_one() -> None:
+    resolved = load(SCRATCH, "model.name=org/model")
+    assert get(resolved, "model.tokenizer") is None
+    assert resolved.origin["model.tokenizer"].startswith("unset: model.name")
+    assert get(load(SCRATCH, "model.name=org/model", "model.tokenizer=own"), "model.tokenizer") == "own"
+    with pytest.raises(ConfigError, match=r"needs model\.tokenizer"):
+        load(SCRATCH, "model.name=out/pretrain_512.pth")
+
+
 def test_an_override_to_null_unsets_nothing_else() -> None:
     resolved = load(BASE + "train: {global_batch_size: 2}\n", "train.gradient_accumulation_steps=null")
     assert resolved.config.train.global_batch_size == 2
