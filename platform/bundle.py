@@ -20,7 +20,7 @@ from sftray.train_fn.files import find_files
 from sftray.train_fn.minimind_layout import is_weights_file
 from sftray.train_fn.places import as_path
 
-LIMIT_BYTES = 50 * 10**6  # Ray takes a working directory of 100 MiB, and packs it in memory
+LIMIT_BYTES = 90 * 10**6  # Ray takes a working directory of 100 MiB, and packs it in memory
 _MODEL_ENDINGS = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".bin", ".gguf")
 
 

@@ -38,6 +38,7 @@ from sftray.train_fn.config_file import Resolved, dump_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
 from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
 from sftray.train_fn.lease import Lease, hold_lease
+from sftray.train_fn.minimind_config import ASSUMED
 from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
 from sftray.train_fn.places import spell, write_whole
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
@@ -180,6 +181,8 @@ def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: Ma
     refuse_too_long(model_config, config.data.max_seq_len)
     count_parameters_of(model_config)
     prepared = prepare_tokens(config.model, config.data, store / TOKENS, loaded, map_chunks)
+    for note in getattr(model_config, ASSUMED, ()):
+        console.print(f"model: {note}", highlight=False, markup=False, soft_wrap=True)
     if loaded.added_tokens:
         added = " ".join(loaded.added_tokens)
         console.print(f"tokenizer: {added} added for the chat template", highlight=False, markup=False)

@@ -17,12 +17,10 @@ from sftray.train_fn.config_file import Resolved
 from sftray.train_fn.errors import ClusterError
 from sftray.train_fn.loader import RunPlan
 from sftray.train_fn.model import count_parameters_of, load_model_config
-from sftray.train_fn.order import order_step
 from sftray.train_fn.prepare import Prepared
-from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import LoadedTokenizer, load_tokenizer
-from sftray.train_fn.trainer import build_run_plan
+from sftray.train_fn.trainer import build_run_plan, refuse_processor
 
 _PROCESS_BYTES = 600 << 20  # Python, torch and transformers themselves, as seen on Linux
 
@@ -81,14 +79,17 @@ def plan_run(resolved: Resolved, label: str, console: Console) -> Plan:
     num_parameters = count_parameters_of(model_config)
     train = TokenStore(prepared.folder, "train")
     run = build_run_plan(config, train, config.scaling.max_workers)
+    cluster = plan_cluster(config.scaling)
+    if cluster.placement is not None:
+        refuse_processor(config, cluster.placement.use_gpu)
     return Plan(
         resolved=fix_batch(resolved, config.name or make_name(label)),
         prepared=prepared,
         run=run,
         num_parameters=num_parameters,
         memory_bytes=estimate_memory(config, model_config, num_parameters, prepared.receipt),
-        cluster=plan_cluster(config.scaling),
-        tokens=_spell(train[int(order_step(run.seed, 0, run.global_batch_size, len(train))[1][0])], loaded),
+        cluster=cluster,
+        tokens=_spell(train[run.find_first()], loaded),
     )
 
 
@@ -118,10 +119,7 @@ def _spell(example: Example, loaded: LoadedTokenizer) -> list[tuple[str, bool]]:
 
 def show_plan(plan: Plan, console: Console) -> None:
     config, run = plan.resolved.config, plan.run
-    rates = [
-        compute_learning_rate(s, run.total_steps, config.optim)
-        for s in (0, run.total_steps // 2, run.total_steps - 1)
-    ]
+    rates = [run.compute_rate(s, config.optim) for s in (0, run.total_steps // 2, run.total_steps - 1)]
     lines = [
         f"model: {plan.num_parameters / 1e6:,.2f}M parameters, {config.train.precision}",
         f"steps: {run.total_steps:,} of {run.global_batch_size} examples, {config.train.epochs} epoch(s) "

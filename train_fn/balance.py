@@ -39,7 +39,7 @@ class Routers:
         routers = _find_routers(model)
         for module in routers:
             module.register_forward_hook(self._keep)
-        gives_loss = bool(routers) and self._try(model)
+        gives_loss = (bool(routers) or self.weight > 0) and self._try(model)
         self.tell = self.take() is not None
         if self.form == "sequence" and not self.tell:
             raise ConfigError(
@@ -51,6 +51,14 @@ class Routers:
             )
         if not self.tell and not gives_loss:
             self.weight = 0.0
+        if asked and not self.weight:
+            raise ConfigError(
+                Problem(
+                    f"model.aux_loss_coef is {asked:g}, and {type(model).__name__} has no auxiliary loss",
+                    why="it weighs the loss that keeps experts evenly used, which few models give",
+                    fix="model.aux_loss_coef=null",
+                )
+            )
 
     def listen(self) -> None:
         """Keep what the next forward gives; not what gradient checkpointing computes again after it."""
@@ -101,7 +109,9 @@ def _is_routing(output: Any) -> bool:
 def choose_balance(config: Any, asked: float | None) -> tuple[Form, float]:
     """The form of a model's auxiliary loss, and its weight: what is asked for, or the model's own; 0: it has none."""
     alpha = getattr(config, SEQUENCE_WEIGHT, None)
-    own = getattr(config, "router_aux_loss_coef", None) if alpha is None else alpha
+    names = ("router_aux_loss_coef", "aux_loss_coef")  # the second is JetMoe's
+    owns = [alpha, *(getattr(config, name, None) for name in names)]
+    own = next((weight for weight in owns if weight is not None), None)
     if own is None:
         return "batch", 0.0
     return ("batch" if alpha is None else "sequence"), float(own if asked is None else asked)

@@ -13,7 +13,7 @@ from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.local_copies import copy_source
 
 _FOLDER = Path(__file__).parent / "assets" / "templates"
-_SHIPPED_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>")}
+_SHIPPED_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>"), "minimind": ("<s>", "</s>")}
 _KEY = "model.chat_template"
 
 

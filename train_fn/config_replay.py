@@ -8,6 +8,8 @@ def find_unlike_seed(config: Any) -> dict[str, object]:
     train, optim = config.train, config.optim
     micro, batch = train.micro_batch_size, config.global_batch_size
     needs: dict[str, tuple[bool, object]] = {
+        "data.overlong": (config.data.overlong == "truncate", "truncate"),
+        "data.train_on": (config.data.train_on == "all", "all"),
         "optim.schedule": (optim.schedule == "minimind", "minimind"),
         "optim.weight_decay": (optim.weight_decay == 0.01, 0.01),  # this and the betas are torch's defaults
         "optim.betas": (optim.betas == (0.9, 0.999), [0.9, 0.999]),

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sftray.train_fn.batch import Batch, Example, build_batch
+from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.order import count_examples_before, count_steps_per_epoch, order_step
 from sftray.train_fn.planner import Budget, MicroBatch, Row, arrange_share, share_step
+from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.token_store import TokenStore
 
 # A loader with workers asks for this many forwards before they are trained on, at most so many steps.
@@ -86,6 +88,14 @@ class RunPlan:
             num_tokens=sum(lengths),
             num_target_tokens=int(self.target_counts[examples].sum()),
         )
+
+    def compute_rate(self, step: int, optim: OptimConfig) -> float:
+        """The learning rate of a step."""
+        return compute_learning_rate(step, self.total_steps, optim)
+
+    def find_first(self) -> int:
+        """The example that is trained on before all others."""
+        return int(order_step(self.seed, 0, self.global_batch_size, len(self.lengths))[1][0])
 
     def count_examples(self, steps_done: int) -> int:
         done = count_examples_before(steps_done, len(self.lengths), self.global_batch_size)

@@ -9,7 +9,6 @@ from sftray.train_fn.config import OptimConfig
 from sftray.train_fn.errors import DivergedError, Problem
 from sftray.train_fn.ledger import START, extend_chain
 from sftray.train_fn.loader import RunPlan, StepPlan
-from sftray.train_fn.schedule import compute_learning_rate
 from sftray.train_fn.step import StepOutcome, Trainer, run_step
 
 # So many global batches in a row without a finite loss and gradient end the run.
@@ -38,7 +37,7 @@ def take_step(
 ) -> tuple[StepPlan, StepOutcome, float]:
     """Step `index` (0-based): what it was made of, what came of it, and its learning rate."""
     plan = run.plan(index)
-    learning_rate = compute_learning_rate(index, run.total_steps, optim)
+    learning_rate = run.compute_rate(index, optim)
     return plan, run_step(trainer, batches, plan, index, learning_rate), learning_rate
 
 

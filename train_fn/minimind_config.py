@@ -1,6 +1,6 @@
 """The config of transformers that MiniMind's weights need: built of their layout, and read back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sftray.train_fn.minimind_layout import (
 from sftray.train_fn.tokenizer import explain_foreign
 
 GENERATION = "minimind_generation"  # in config.json, where training keeps it: what the weights were converted from
+ASSUMED = "minimind_assumed"  # as well: what the file of the weights did not say
 CONFIG = "config.json"
 _KINDS = {
     "LlamaForCausalLM": "llama",
@@ -30,11 +31,12 @@ _SEQUENCE_ALPHA = 0.1  # weight of the balance loss of each sequence, where an e
 _BATCH_COEF = 5e-4  # weight of minimind-3's balance loss, which is one of the whole batch
 
 
-def build_config(layout: Layout, dtype: torch.dtype, special: dict[str, int]) -> Any:
+def build_config(layout: Layout, dtype: torch.dtype, special: dict[str, int], assumed: Sequence[str] = ()) -> Any:
     """Of transformers.
 
     Args:
         special: ids of special tokens (`eos_token_id`, …) where they are not MiniMind's.
+        assumed: what the file did not say, in words.
     """
     from transformers import AutoConfig
 
@@ -53,6 +55,7 @@ def build_config(layout: Layout, dtype: torch.dtype, special: dict[str, int]) ->
         "tie_word_embeddings": True,
         "dtype": dtype,
         GENERATION: layout.generation,
+        ASSUMED: list(assumed),
         **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
         **special,
         **_list_expert_keys(layout),

@@ -1,5 +1,6 @@
 """Folders of Hugging Face's layout that were MiniMind's weights, and can become them again."""
 
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from sftray.train_fn.minimind_weights import check_dtype, get_shapes, to_minimin
 from sftray.train_fn.tokenizer import explain_foreign
 
 WEIGHTS = "model.safetensors"
-_EDITION = 1  # of what is written; a change of it makes converted copies anew
+_EDITION = 2  # of what is written; a change of it makes converted copies anew
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "vocab.json", "merges.txt"),
@@ -95,8 +96,15 @@ def convert_here(path: Path) -> Path:
     except OSError as error:
         what = f"model.name: {path} cannot be read: {error.strerror}"
         raise ConfigError(Problem(what, fix="model.name: a .pth file, a folder, or a hub id")) from error
+
+    def convert(folder: Path) -> None:
+        try:
+            fill_folder(read_minimind(path, Asked()), folder)
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(errno.EIO, str(error)) from error
+
     mark = hashlib.sha256(f"{_EDITION} {path} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:24]
-    return keep_copy(f"minimind-{mark}", lambda folder: fill_folder(read_minimind(path, Asked()), folder))
+    return keep_copy(f"minimind-{mark}", convert)
 
 
 def refuse_taken(folder: Path) -> None:
@@ -107,7 +115,7 @@ def refuse_taken(folder: Path) -> None:
 
 def fill_folder(converted: Converted, folder: Path, special: dict[str, int] | None = None) -> None:
     """Config and weights into an empty folder, which is then seen to load with nothing missing or left over."""
-    build_config(converted.layout, converted.dtype, special or {}).save_pretrained(folder)
+    build_config(converted.layout, converted.dtype, special or {}, converted.notes).save_pretrained(folder)
     save_safetensors(converted.weights, folder / WEIGHTS, metadata={"format": "pt"})
     for path in folder.iterdir():
         with path.open("rb") as file:

@@ -17,6 +17,7 @@ from sftray.train_fn.minimind_layout import (
     name_key,
 )
 
+_CONVERT = "sftray convert minimind"  # has the options for what a file does not say
 _MOST_ROWS = 30  # of the table
 
 
@@ -46,7 +47,8 @@ def read_layout(shapes: Mapping[str, Shape], where: str, asked: Asked) -> tuple[
         _refuse_experts(per_token, sizes["experts"])
         if asked.experts_per_token is None:
             assumed.append(
-                f"assumed: {per_token} of {sizes['experts']} experts per token (--experts-per-token N for others)"
+                f"assumed: {per_token} of {sizes['experts']} experts per token "
+                f"({_CONVERT} --experts-per-token N for others)"
             )
     layout = Layout(
         generation,
@@ -113,7 +115,7 @@ def _settle_heads(generation: Generation, sizes: dict[str, int], asked: Asked) -
             Problem(
                 f"{heads} heads do not fit queries of {rows} rows and keys of {shared}",
                 why="the width of a head must be even and divide both, and heads share keys evenly",
-                fix=f"--heads, one of {', '.join(map(str, legal))}"
+                fix=f"{_CONVERT} IN OUT --heads N, one of {', '.join(map(str, legal))}"
                 if legal
                 else "another file: these shapes fit none",
             )
@@ -121,7 +123,7 @@ def _settle_heads(generation: Generation, sizes: dict[str, int], asked: Asked) -
     assumed = (
         []
         if asked.heads
-        else [f"assumed: {heads} heads, as MiniMind has: the file does not say (--heads N for others)"]
+        else [f"assumed: {heads} heads, as MiniMind has: the file does not say ({_CONVERT} --heads N for others)"]
     )
     return heads, width, assumed
 

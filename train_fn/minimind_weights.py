@@ -50,7 +50,8 @@ def to_transformers(weights: Weights, layout: Layout, where: str) -> dict[str, T
     expected = {pair.mine: pair.shape for pair in pairs}
     check_keys(get_shapes(weights), expected, where, describe_layout(layout))
     _check_tied(weights, {pair.theirs: pair.mine for pair in pairs}, where)
-    found = {pair.theirs: _order_rows(weights[pair.mine], pair) for pair in pairs if pair.theirs != HEAD}
+    # Each of its own memory: a file may hold one tensor under two names, which safetensors refuses.
+    found = {pair.theirs: _order_rows(weights[pair.mine], pair).clone() for pair in pairs if pair.theirs != HEAD}
     dtype = found[EMBEDDING].dtype
     return found | {key: torch.zeros(shape, dtype=dtype) for key, shape in list_statics(layout).items()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sftray.train_fn.balance import SEQUENCE_WEIGHT
 from sftray.train_fn.config import ModelConfig
-from sftray.train_fn.errors import CheckpointError, ConfigError, Problem
+from sftray.train_fn.errors import ConfigError, Problem, UserError
 from sftray.train_fn.local_copies import copy_source
 from sftray.train_fn.minimind_layout import is_weights_file
 from sftray.train_fn.tokenizer import LoadedTokenizer, describe_missing, explain_foreign, load_tokenizer
@@ -25,6 +25,7 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
     Raises:
         ConfigError: unknown architecture or keys in `model.scratch`, or a model that cannot be found.
         CheckpointError: `model.name` is a file that holds no model of MiniMind's.
+        StoreError: a copy of it that is needed here cannot be made.
     """
     from transformers import AutoConfig
 
@@ -34,7 +35,7 @@ def load_model_config(model: ModelConfig, loaded: LoadedTokenizer) -> Any:
         assert model.name is not None
         try:
             config = AutoConfig.from_pretrained(_find_source(model.name), trust_remote_code=False)
-        except (ConfigError, CheckpointError):  # of a file that is no model of MiniMind's
+        except UserError:  # of a file that is no model of MiniMind's, or a bucket
             raise
         except Exception as error:  # over a broken config.json it raises anything; the problem says it
             raise ConfigError(describe_missing(model.name, "model.name", "model", error)) from error

@@ -2,7 +2,9 @@
 
 The examples come in the order of the file. The mean over targets is taken per micro-batch, and the means are
 averaged. The learning rate is set per micro-batch, so that of a step's last one counts. Micro-batches that are left
-at the end of an epoch leak into the first step of the next, and are lost after the last. One worker, no packing.
+at the end of an epoch leak into the first step of the next, and are lost after the last. The token behind an answer's
+end-of-turn token, a newline, is a target too. One worker, no packing. Rows without any target are left out, which the
+seed feeds through the model and learns nothing of.
 """
 
 import math
@@ -19,13 +21,13 @@ from torch import Tensor, nn
 from sftray.train_fn.balance import compute_load
 from sftray.train_fn.batch import Batch
 from sftray.train_fn.config import OptimConfig, RunConfig
-from sftray.train_fn.errors import ConfigError, Problem
+from sftray.train_fn.errors import ConfigError, DivergedError, Problem
 from sftray.train_fn.ledger import Tally
 from sftray.train_fn.loader import RunPlan, StepPlan
 from sftray.train_fn.loss import forward_loss
 from sftray.train_fn.planner import MicroBatch
 from sftray.train_fn.schedule import compute_learning_rate
-from sftray.train_fn.step import StepOutcome, Trainer
+from sftray.train_fn.step import StepOutcome, Trainer, may_overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,16 @@ class ReplayPlan(RunPlan):
     def find_micro_batches(self, step: int) -> range:
         """Those whose gradients are in the step, what leaked from the epoch before among them."""
         return range(self._find_end(step - 1), self._find_end(step))
+
+    def compute_rate(self, step: int, optim: OptimConfig) -> float:
+        return self.compute_rate_of(self.find_micro_batches(step)[-1], optim)
+
+    def compute_rate_of(self, number: int, optim: OptimConfig) -> float:
+        """Of a micro-batch."""
+        return compute_learning_rate(number, self.per_epoch * self.epochs, optim)
+
+    def find_first(self) -> int:
+        return 0
 
     def _find_end(self, step: int) -> int:
         if step < 0:
@@ -110,9 +122,9 @@ def plan_replay(run: RunPlan, config: RunConfig) -> ReplayPlan:
     return replace(plan, total_steps=steps * train.epochs)
 
 
-def refuse_device(device: torch.device, precision: str) -> None:
+def refuse_half(on_gpu: bool, precision: str) -> None:
     """Raise ConfigError for fp16 without a GPU, where the seed computes in fp32."""
-    if device.type == "cpu" and precision != "fp32":
+    if not on_gpu and precision != "fp32":
         raise ConfigError(
             Problem(
                 f"train.replay_seed on a CPU goes with fp32, not {precision}",
@@ -125,13 +137,16 @@ def refuse_device(device: torch.device, precision: str) -> None:
 def replay_step(
     trainer: Trainer, run: RunPlan, optim: OptimConfig, batches: Iterator[Batch], index: int
 ) -> tuple[StepPlan, StepOutcome, float]:
-    """A step of the seed's. `loss` and `aux_loss` are those of its last micro-batch, which is what the seed logs."""
+    """A step of the seed's. `loss` and `aux_loss` are those of its last micro-batch, which is what the seed logs.
+
+    Raises:
+        DivergedError: without a scaler, a loss or gradient is not finite: the seed's weights would be no numbers.
+    """
     assert isinstance(run, ReplayPlan)
-    refuse_device(trainer.device, trainer.precision)
     tally, waited, padded, assignments = torch.zeros(2, dtype=torch.float64), 0.0, 0, None
     loss, aux, rate = torch.zeros(()), None, 0.0
     for number in run.find_micro_batches(index):
-        rate = compute_learning_rate(number, run.per_epoch * run.epochs, optim)
+        rate = run.compute_rate_of(number, optim)
         for group in trainer.optimizer.param_groups:
             group.update(lr=rate, weight_decay=optim.weight_decay)  # torch's AdamW decays all alike
         asked = time.perf_counter()
@@ -144,6 +159,10 @@ def replay_step(
             assignments = counts if assignments is None else assignments + counts
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
+    finite = math.isfinite(norm) and math.isfinite(float(loss))
+    if not finite and not trainer.scaler.is_enabled():
+        raise DivergedError(_describe_end(index + 1, float(loss), norm))
+    overflowed = not finite and math.isfinite(float(loss)) and may_overflow(trainer.scaler)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -151,8 +170,8 @@ def replay_step(
         loss=float(loss),
         aux_loss=None if aux is None else float(aux),
         grad_norm=norm,
-        applied=math.isfinite(norm) and math.isfinite(float(loss)),
-        overflowed=not math.isfinite(norm) and trainer.scaler.is_enabled(),
+        applied=finite,
+        overflowed=overflowed,
         data_wait_seconds=waited,
         padded_tokens=padded,
         tally=Tally(*map(int, tally.tolist())),
@@ -166,6 +185,7 @@ def replay_step(
 
 def run_micro_batch(trainer: Trainer, run: ReplayPlan, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Forward and backward: the mean over its own targets, the mean over its own rows, and the experts' tokens."""
+    batch = _learn_newlines(batch)
     num_targets = batch["target_ids"].numel()
     routers = trainer.routers
     if routers.form == "sequence":
@@ -181,6 +201,23 @@ def run_micro_batch(trainer: Trainer, run: ReplayPlan, batch: Batch) -> tuple[Te
         whole = loss + routers.weight * aux
     torch.autograd.backward(trainer.scaler.scale(whole / run.accumulation))
     return loss.detach(), None if aux is None else aux.detach(), forward.assignments
+
+
+def _describe_end(step: int, loss: float, norm: float) -> Problem:
+    return Problem(
+        f"diverged: step {step} had no finite loss and gradient (loss {loss}, gradient norm {norm})",
+        why="the seed's loop takes such a step, after which no weight is a number any more",
+        fix="optim.learning_rate: a tenth of what it is, or train.replay_seed=false",
+    )
+
+
+def _learn_newlines(batch: Batch) -> Batch:
+    """The token behind the last target of each answer is a target too, where the row goes on."""
+    predicts_RT, ids_RT = batch["predicts"], batch["input_ids"]
+    last_RT = torch.zeros_like(predicts_RT)  # holds the last target
+    last_RT[:, 1:-1] = predicts_RT[:, :-2] & ~predicts_RT[:, 1:-1] & (batch["segments"][:, 2:] > 0)
+    both_RT = predicts_RT | last_RT
+    return {**batch, "predicts": both_RT, "target_ids": ids_RT.roll(-1, dims=1)[both_RT]}
 
 
 def _pad_as_seed(batch: Batch, max_seq_len: int, pad_id: int) -> Batch:

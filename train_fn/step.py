@@ -104,7 +104,7 @@ def run_step(
     trainer.scaler.unscale_(trainer.optimizer)
     norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm))
     finite = math.isfinite(norm) and math.isfinite(loss)
-    overflowed = not finite and math.isfinite(loss) and _may_overflow(trainer.scaler)
+    overflowed = not finite and math.isfinite(loss) and may_overflow(trainer.scaler)
     if finite:
         trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()  # halves the scale where unscaling met an infinite gradient
@@ -125,7 +125,7 @@ def run_step(
     )
 
 
-def _may_overflow(scaler: torch.amp.GradScaler) -> bool:
+def may_overflow(scaler: torch.amp.GradScaler) -> bool:
     """Below a scale of 1 gradients are made smaller, not larger: what still overflows is broken."""
     return scaler.is_enabled() and scaler.get_scale() >= 1.0
 

@@ -1,6 +1,5 @@
 """What a worker builds before its first step."""
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +53,28 @@ def build_run_plan(config: RunConfig, store: TokenStore, world_size: int, attent
         budget=build_budget(config, attention),
         max_examples=train.max_examples,
     )
-    return open_replay().plan_replay(run, config) if train.replay_seed else run
+    if not train.replay_seed:
+        return run
+    from sftray.train_fn.replay import plan_replay
+
+    return plan_replay(run, config)
 
 
 def choose_step(config: RunConfig) -> TakeStep:
     """How the run takes its steps."""
-    return open_replay().replay_step if config.train.replay_seed else take_step
+    if not config.train.replay_seed:
+        return take_step
+    from sftray.train_fn.replay import replay_step
+
+    return replay_step
 
 
-def open_replay() -> Any:
-    """The module of the seed's loop, which no other needs."""
-    return importlib.import_module("sftray.train_fn.replay")
+def refuse_processor(config: RunConfig, on_gpu: bool) -> None:
+    """Raise ConfigError where the run would not go there."""
+    if config.train.replay_seed:
+        from sftray.train_fn.replay import refuse_half
+
+        refuse_half(on_gpu, config.train.precision)
 
 
 def build_trainer(
@@ -79,9 +89,10 @@ def build_trainer(
         The trainer, unwrapped, and the checkpoint's JSON state ({} without one).
 
     Raises:
-        ConfigError: the model cannot be built, or leaks between packed examples.
+        ConfigError: the model cannot be built, leaks between packed examples, or would not go on this processor.
         CheckpointError: the checkpoint belongs to another model.
     """
+    refuse_processor(config, place.device.type != "cpu")
     torch.manual_seed(config.train.seed)
     # fp32 means fp32: TF32 would round the products of matrices to 10 bits. bf16 is there for speed.
     torch.set_float32_matmul_precision("highest")

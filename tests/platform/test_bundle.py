@@ -158,7 +158,7 @@ def test_too_much_is_refused_with_the_largest(here: Path) -> None:
     with (here / "data" / "a.jsonl").open("ab") as file:
         file.truncate(LIMIT_BYTES)
     said = find_problems("train", "run.yaml")
-    assert "50 MB would travel with the job, and 50 MB may" in said and "the largest: data/a.jsonl 50 MB" in said
+    assert "90 MB would travel with the job, and 90 MB may" in said and "the largest: data/a.jsonl 90 MB" in said
 
 
 def test_of_a_folder_with_a_model_only_what_it_is_loaded_from_travels(here: Path) -> None:

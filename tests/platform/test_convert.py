@@ -38,7 +38,7 @@ def test_there_and_back(here: Path, capsys: Capture) -> None:
         "in.pth: MiniMind (original, dense; 2 layers, width 64, 8 heads of 8, 2 of keys, feed-forward 192, "
         "vocabulary 300)",
         "  0.11 million parameters, float32",
-        "  assumed: 8 heads, as MiniMind has: the file does not say (--heads N for others)",
+        "  assumed: 8 heads, as MiniMind has: the file does not say (sftray convert minimind --heads N for others)",
         "written: out (LlamaForCausalLM)",
         "  missing: a tokenizer: only config and weights are there (--tokenizer DIR copies one, "
         "or model.tokenizer names it)",

@@ -1,12 +1,13 @@
 """MiniMind's loop from the command line: what does not go with it, and what its runs say of themselves."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from local_runs import build_job, run_here
-from tiny_runs import build_config
+from tiny_runs import build_config, read_metrics
 
 from sftray.platform.cli import main
 from sftray.platform.ledger_check import check_ledger
@@ -18,6 +19,7 @@ from sftray.train_fn.token_store import read_receipt
 
 Capture = pytest.CaptureFixture[str]
 SEEDS: dict[str, dict[str, Any]] = {
+    "data": {"overlong": "truncate"},
     "optim": {"schedule": "minimind", "betas": (0.9, 0.999), "weight_decay": 0.01},
     "scaling": {"num_workers": 1},
 }
@@ -65,3 +67,37 @@ def test_its_ledger_is_not_held_against_our_order(tmp_path: Path) -> None:
     found = check_ledger(run_dir)
     assert found.broken_at is None and not found.holds
     assert "the seed's loop was replayed" in found.describe()
+
+
+def test_a_run_of_each_loop_can_be_compared_by_what_they_hold_out(tmp_path: Path, capsys: Capture) -> None:
+    for name, replayed in (("seed", True), ("ours", False)):
+        config = build_config(tmp_path, **SEEDS, train={"replay_seed": replayed, "packing": False})
+        job = build_job(config, tmp_path / "runs", name)
+        run_here(job)
+        named = config.model_copy(update={"name": name})
+        Path(job["run_dir"], CONFIG).write_text(dump_config(Resolved(named, {})), encoding="utf-8")
+    store = str(Path(job["run_dir"]).parent)
+    assert main(["runs", "compare", "seed", "ours", "--store", store, "--json"]) == 0
+    told = json.dumps(json.loads(capsys.readouterr().out))
+    last = [read_metrics(Path(store, name))[-1]["val/loss"] for name in ("seed", "ours")]
+    assert last[0] != last[1] and all(str(value) in told for value in last)
+    assert "train.replay_seed" in told
+
+
+def test_a_plan_says_the_rates_and_the_first_row_of_the_loop(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = build_config(tmp_path, **SEEDS, train={"replay_seed": True})
+    (tmp_path / "run.yaml").write_text(dump_config(Resolved(config, {})), encoding="utf-8")
+    assert main(["plan", "run.yaml", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    first = json.loads((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["messages"][0]["content"] in "".join(part["text"] for part in told["example"])
+    assert main(["plan", "run.yaml"]) == 0
+    # Of micro-batches 3, 27 and 47 of 48, at a rate of 0.01: four are a step.
+    rates = [0.01 * (0.1 + 0.5 * (1 + math.cos(math.pi * number / 48))) for number in (3, 27, 47)]
+    expected = "learning rate: {:.3g} at the first step, {:.3g} in the middle, {:.3g} at the last".format(*rates)
+    assert expected in capsys.readouterr().out
+    assert main(["plan", "run.yaml", "train.precision=fp16"]) == 2
+    assert "train.replay_seed on a CPU goes with fp32, not fp16" in capsys.readouterr().err

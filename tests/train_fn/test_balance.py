@@ -22,6 +22,7 @@ from sftray.train_fn.errors import ConfigError
 from sftray.train_fn.loss import Forward, TargetHead, forward_loss
 
 EXAMPLES = draw_examples(5, seed=3)
+JETMOE = {"kv_channels": 8, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
 TELLING = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "ernie4_5_moe", "granitemoe", "phimoe"]
 
 
@@ -160,6 +161,7 @@ def test_assignments_and_load_by_hand() -> None:
         (0.1, None, ("sequence", 0.1)),
         (0.1, 0.02, ("sequence", 0.02)),
         (0.1, 0.0, ("sequence", 0.0)),
+        (None, 0.5, ("batch", 0.5)),
     ],
 )
 def test_the_config_of_a_model_names_the_form_and_the_weight(
@@ -174,6 +176,20 @@ def test_a_weight_without_routers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "doge"])
-def test_where_nothing_tells_there_is_no_load_and_no_loss(family: str) -> None:
-    routers, forward = run_forward(build_model(family), build_batch([EXAMPLES], PAD_ID))
+def test_where_nothing_tells_there_is_no_load_and_no_loss_and_none_can_be_asked_for(family: str) -> None:
+    model, batch = build_model(family), build_batch([EXAMPLES], PAD_ID)
+    routers, forward = run_forward(model, batch, None)
     assert routers.weight == 0.0 and forward.aux_sum is None and forward.assignments is None
+    assert Routers(model, 0.0).weight == 0.0
+    with pytest.raises(ConfigError, match=r"model\.aux_loss_coef is 0\.5, and \w+ForCausalLM has no auxiliary loss"):
+        Routers(model, 0.5)
+
+
+def test_a_model_that_calls_its_weight_otherwise_has_its_own_loss() -> None:
+    model, batch = build_model("jetmoe", **JETMOE), build_batch([EXAMPLES], PAD_ID)
+    routers, forward = run_forward(model, batch, None)
+    assert routers.weight == model.config.aux_loss_coef == 0.01 and not routers.tell
+    with torch.no_grad():
+        theirs = model(input_ids=batch["input_ids"], use_cache=False, output_router_logits=True).aux_loss
+    assert forward.aux_sum is not None and theirs > 0
+    assert forward.aux_sum.item() == pytest.approx(theirs.item() * int((batch["segments"] > 0).sum()), rel=1e-3)

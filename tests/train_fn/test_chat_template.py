@@ -39,6 +39,26 @@ def test_the_shipped_one_adds_the_tokens_that_are_missing() -> None:
     assert train_text(tokenizer, chat("a", "b")) == ["b<|im_end|>"]
 
 
+@pytest.mark.parametrize("system", [True, False])
+def test_minimind_s_first_format_is_what_its_own_template_renders(system: bool) -> None:
+    messages = [{"role": "system", "content": "简短"}] if system else []
+    for text in ("嗨", "a<b>"):
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": f"{text}!"}]
+    texts = []
+    for name in (None, "minimind"):
+        tokenizer = build_byte_tokenizer(read_template("minimind_old"), ["<s>", "</s>"])
+        assert ensure_template(tokenizer, name) == []
+        texts.append(tokenizer.apply_chat_template(messages, tokenize=False))
+    assert texts[0] == texts[1] and texts[0].count("<s>") == 5
+    assert train_text(tokenizer, chat("a", "b", "c", "d")) == ["b</s>", "d</s>"]
+
+
+def test_a_tokenizer_without_the_tokens_of_minimind_s_format_gets_them() -> None:
+    tokenizer = build_byte_tokenizer(None, ["<|endoftext|>"])
+    assert ensure_template(tokenizer, "minimind") == ["<s>", "</s>"]
+    assert train_text(tokenizer, chat("a<s>", "b")) == ["b</s>"]
+
+
 def test_an_ordinary_added_token_is_made_special() -> None:
     tokenizer = build_byte_tokenizer(None, ["<|endoftext|>"])
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])

@@ -160,7 +160,15 @@ def test_heads_that_do_not_fit_are_refused(heads: int, said: str, tmp_path: Path
     with pytest.raises(ConfigError) as caught:
         read_minimind(path, Asked(heads=heads))
     assert f"{heads} heads do not fit" in str(caught.value)
-    assert "--heads, one of 4, 8, 16" in str(caught.value)
+    assert "sftray convert minimind IN OUT --heads N, one of 4, 8, 16" in str(caught.value)
+
+
+def test_one_tensor_under_two_names_is_written_as_two(tmp_path: Path) -> None:
+    state, _ = build_small("original", 0)
+    state["layers.1.feed_forward.w1.weight"] = state["layers.0.feed_forward.w1.weight"]
+    torch.save(state, tmp_path / "in.pth")
+    convert(tmp_path / "in.pth", tmp_path / "out")
+    assert_same_bits(export(tmp_path / "out", tmp_path / "back.pth"), state)
 
 
 @pytest.mark.parametrize("generation", ["original", "minimind-3"])

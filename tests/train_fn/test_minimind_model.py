@@ -1,5 +1,9 @@
 """`model.name: a.pth`: a run that starts from MiniMind's weights, goes on after a stop, and gives them back."""
 
+import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +12,13 @@ import torch
 from local_runs import build_job, run_here
 from minimind_files import save_small
 from minimind_model import ReferenceModel, Shape
+from rich.console import Console
 from s3_server import make_place
 from tiny_runs import build_config, read_metrics
 from toy_data import save_byte_tokenizer
 
 from sftray.cluster.processes import run_processes
+from sftray.platform.driver import prepare_run
 from sftray.train_fn.config import ModelConfig, RunConfig
 from sftray.train_fn.errors import CheckpointError, ConfigError
 from sftray.train_fn.journal import CHECKPOINTS
@@ -95,6 +101,42 @@ def test_it_is_converted_once_for_all_processes_and_again_when_it_changes(
     save_reference(tmp_path / "in.pth", 4)
     assert len(list_copies()) == 2 and first in list_copies()
     assert load_model_config(model, loaded[1]).model_type == "ernie4_5_moe"
+
+
+def test_what_the_file_does_not_say_is_in_its_config_and_told(
+    tmp_path: Path, loaded: tuple[str, LoadedTokenizer]
+) -> None:
+    save_reference(tmp_path / "in.pth", 4)
+    said = io.StringIO()
+    prepare_run(configure(tmp_path, loaded[0]), tmp_path / "runs", Console(file=said, width=300))
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("model: ")]
+    assert [line.partition(" (")[0] for line in lines] == [
+        "model: assumed: 8 heads, as MiniMind has: the file does not say",
+        "model: assumed: 2 of 4 experts per token",
+    ]
+    assert all("(sftray convert minimind --" in line for line in lines)
+
+
+def test_no_room_for_the_copy_is_the_store_s_error(tmp_path: Path, loaded: tuple[str, LoadedTokenizer]) -> None:
+    """In a process of its own, which may write files of 20 kB."""
+    save_reference(tmp_path / "in.pth", 0)
+    code = (
+        "import resource, sys\n"
+        "from sftray.train_fn.config import ModelConfig\n"
+        "from sftray.train_fn.model import load_model_config\n"
+        "from sftray.train_fn.tokenizer import load_tokenizer\n"
+        "model = ModelConfig(name=sys.argv[1], tokenizer=sys.argv[2])\n"
+        "loaded = load_tokenizer(model)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n"
+        "    load_model_config(model, loaded)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    environment = {**os.environ, CACHE: str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path / "in.pth"), loaded[0]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.startswith("StoreError error") and "cannot be kept on this machine" in done.stdout, done
 
 
 def test_it_may_stand_in_a_bucket(tmp_path: Path, loaded: tuple[str, LoadedTokenizer], s3_endpoint: str) -> None:

@@ -1,6 +1,7 @@
 """MiniMind's loop, replayed: micro-batch by micro-batch it is the loop that its formulas give."""
 
 import math
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from sftray.train_fn import replay, trainer
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import load_config
-from sftray.train_fn.errors import ConfigError
+from sftray.train_fn.errors import ConfigError, DivergedError
 from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.minimind_folder import read_folder
 from sftray.train_fn.model import build_model
-from sftray.train_fn.replay import refuse_device
+from sftray.train_fn.replay import refuse_half
 from sftray.train_fn.token_store import TokenStore
+from sftray.train_fn.tokenizer import load_tokenizer
 from sftray.train_fn.trainer import build_run_plan
 
 # 62 rows in threes are 21 micro-batches an epoch, the last of two rows: 63 in all. In fours, one leaks.
@@ -53,7 +55,7 @@ def configure(
     return build_config(
         folder,
         model={"name": str(weights), "scratch": None, "tokenizer": "quickstart"},
-        data={"max_seq_len": MAX_LEN},
+        data={"max_seq_len": MAX_LEN, "overlong": "truncate"},
         optim={"learning_rate": rate, **OPTIM},
         train=train,
         scaling={"num_workers": 1},
@@ -61,14 +63,32 @@ def configure(
 
 
 def load_rows(job: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
-    """All rows in the order of the file, padded with 0: ids and whether a token is a target, [rows, width]."""
+    """All rows in the order of the file, padded with 0: ids and whether the seed learns a token, [rows, width]."""
     store = TokenStore(Path(job["tokens"]), "train")
+    tokenizer = load_tokenizer(RunConfig.model_validate(job["config"]).model).tokenizer
+    begin, end = (
+        tokenizer.encode(text, add_special_tokens=False) for text in ("<|im_start|>assistant", "<|im_end|>")
+    )
     ids, mask = torch.zeros(2, len(store), width, dtype=torch.long)
     for row in range(len(store)):
-        one = store[row]
-        ids[row, : len(one.input_ids)] = torch.from_numpy(one.input_ids.copy())
-        mask[row, : len(one.input_ids)] = torch.from_numpy(one.loss_mask.copy())
+        one = store[row].input_ids.tolist()
+        ids[row, : len(one)] = torch.tensor(one)
+        mask[row, mark_as_seed(one, begin, end)] = 1
     return ids, mask
+
+
+def mark_as_seed(ids: list[int], begin: list[int], end: list[int]) -> list[int]:
+    """The tokens that it learns: behind each header and its newline, up to one beyond the end of the turn."""
+    marked, place = [], 0
+    while place < len(ids):
+        if ids[place : place + len(begin)] != begin:
+            place += 1
+            continue
+        start = place + len(begin)
+        stop = next((i for i in range(start, len(ids)) if ids[i : i + len(end)] == end), len(ids))
+        marked += range(start + 1, min(stop + len(end) + 1, len(ids)))
+        place = stop + len(end)
+    return marked
 
 
 def follow_seed(model: ReferenceModel, ids: Tensor, mask: Tensor, accumulation: int, rate: float) -> list[float]:
@@ -195,6 +215,29 @@ def test_the_plan_of_the_steps(tmp_path: Path) -> None:
     assert [len(plan.micro_batches[0]) for plan in planned] == [4] * 5 + ([5] + [4] * 4) * 2
 
 
+def test_rates_are_those_of_the_last_micro_batches(tmp_path: Path) -> None:
+    config = configure(tmp_path, 4)
+    job = build_job(config, tmp_path)
+    run_here(job)
+    run = build_run_plan(config, TokenStore(Path(job["tokens"]), "train"), 1)
+    rows = [row for row in read_metrics(Path(job["run_dir"])) if "train/loss" in row]
+    told = [run.compute_rate(step, config.optim) for step in range(15)]
+    assert told == [row["optim/learning_rate"] for row in rows]
+    expected = [RATE * (0.1 + 0.5 * (1 + math.cos(math.pi * number / 63))) for number in (3, 61)]
+    assert [told[0], told[-1]] == pytest.approx(expected) and run.find_first() == 0
+
+
+def test_a_step_that_is_no_number_ends_the_run_and_leaves_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, rate=1e30)
+    job = build_job(config, tmp_path)
+    with pytest.raises(DivergedError, match=r"diverged: step \d+ had no finite loss and gradient"):
+        run_here(job)
+    losses = [row["train/loss"] for row in read_metrics(Path(job["run_dir"])) if "train/loss" in row]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
 def test_fewer_micro_batches_than_a_step_needs_are_refused(tmp_path: Path) -> None:
     config = configure(tmp_path, 22)
     job = build_job(config, tmp_path)
@@ -204,6 +247,8 @@ def test_fewer_micro_batches_than_a_step_needs_are_refused(tmp_path: Path) -> No
 
 WORDS = ["train.replay_seed=true", "train.precision=fp32", "optim.schedule=minimind"]  # what the preset needs
 CONFLICTS = {
+    "data.overlong": "turns",
+    "data.train_on": "last",
     "optim.schedule": "cosine",
     "optim.weight_decay": "0.0",
     "optim.betas": "[0.9, 0.95]",
@@ -236,18 +281,25 @@ def test_the_preset_is_replayed_with_three_words() -> None:
     assert not config.train.packing and config.train.micro_batch_size == 8 and config.global_batch_size == 32
 
 
-def test_half_precision_without_a_gpu_is_refused() -> None:
+def test_half_precision_without_a_gpu_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    half = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp16"})})
+    job = build_job(half, tmp_path)
     with pytest.raises(ConfigError, match="on a CPU goes with fp32, not fp16"):
-        refuse_device(torch.device("cpu"), "fp16")
-    refuse_device(torch.device("cuda", 0), "fp16")
+        run_here(job)
+    assert not (Path(job["run_dir"]) / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match="on a CPU goes with fp32, not fp16"):
+        refuse_half(False, "fp16")
+    refuse_half(True, "fp16")
 
 
-def test_one_file_alone_knows_the_module() -> None:
+@pytest.mark.parametrize(("module", "users"), [("replay", ["trainer.py"]), ("config_replay", ["config.py"])])
+def test_one_file_alone_knows_each_of_its_modules(module: str, users: list[str]) -> None:
     root = Path(__file__).parents[2]
     named = [
         path.name
         for folder in ("platform", "train_fn", "tune_spaces", "cluster")
         for path in (root / folder).glob("*.py")
-        if "train_fn.replay" in path.read_text(encoding="utf-8")
+        if re.search(rf"from sftray\.train_fn\.{module} import", path.read_text(encoding="utf-8"))
     ]
-    assert named == ["trainer.py"]
+    assert named == users
