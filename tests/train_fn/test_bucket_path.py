@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from fault_proxy import Faults, Proxy, run_proxy
 from s3_server import make_place
 from waiting import wait_until
 
+from sftray.cluster.local import make_private_folder
 from sftray.train_fn import local_copies
 from sftray.train_fn.bucket_path import BucketError, BucketPath
 from sftray.train_fn.errors import StoreError
@@ -225,7 +227,36 @@ def test_copies_that_nobody_asks_for_go(tmp_path: Path, monkeypatch: pytest.Monk
         then = time.time() - days * 86400
         os.utime(folder / ".whole", (then, then))
     keep_copy("new", lambda folder: None)
-    assert not old.exists() and used.is_dir() and (tmp_path / "new").is_dir()
+    assert not old.exists() and used.is_dir() and (used.parent / "new").is_dir()
+
+
+def test_what_is_not_a_copy_stays_in_a_folder_that_is_named_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(local_copies.CACHE, str(tmp_path))
+    copy = keep_copy("copy", lambda folder: None)
+    foreign = (tmp_path / "thesis", copy.parent / "thesis")
+    then = time.time() - 365 * 86400
+    for folder in (*foreign, copy.parent / "torn"):  # the last as a killed process leaves it
+        folder.mkdir()
+        os.utime(folder, (then, then))
+    (copy.parent / "torn.lock").touch()
+    keep_copy("new", lambda folder: None)
+    assert all(folder.is_dir() for folder in foreign) and copy.is_dir() and copy.parent.parent == tmp_path
+    assert not (copy.parent / "torn").exists() and not (copy.parent / "torn.lock").exists()
+
+
+def test_without_a_home_copies_are_not_among_ray_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(local_copies.CACHE, str(tmp_path / "file"))  # in which no folder can be made
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    cache = local_copies.get_cache()
+    assert cache.is_dir() and cache == tmp_path / f"sftray-copies-{os.getuid()}" != make_private_folder()
+    cache.rmdir()
+    cache.symlink_to(make_private_folder())
+    with pytest.raises(StoreError, match="it is not a folder of this user"):
+        local_copies.get_cache()
 
 
 def test_a_full_disk_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
