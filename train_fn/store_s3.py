@@ -156,9 +156,11 @@ def _may_pass(error: Exception) -> bool:
     status = _read_status(error)
     if status:
         return status in (408, 409, 429) or status >= 500
-    from botocore.exceptions import HTTPClientError
+    from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError, SSLError
 
-    return isinstance(error, HTTPClientError) or (isinstance(error, OSError) and bool(_PASSING.search(str(error))))
+    if isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError):
+        return not isinstance(error, SSLError)  # a certificate does not mend itself
+    return isinstance(error, OSError) and bool(_PASSING.search(str(error)))
 
 
 def build_gcs(bucket: str, endpoint: str | None, region: str | None) -> Service:
