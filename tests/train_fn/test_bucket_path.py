@@ -16,6 +16,7 @@ from waiting import wait_until
 from sftray.cluster.local import make_private_folder
 from sftray.train_fn import local_copies
 from sftray.train_fn.bucket_path import BucketError, BucketPath
+from sftray.train_fn.bucket_url import BucketUrl, parse_bucket_url
 from sftray.train_fn.errors import StoreError
 from sftray.train_fn.journal import EVENTS, METRICS, Journal, read_lines
 from sftray.train_fn.local_copies import copy_here, keep_copy, upload_folder
@@ -53,6 +54,59 @@ def test_its_name_and_parts_are_those_of_a_path() -> None:
     assert path.parent.parent / "store" == path.parent and path.absolute() == path
     assert pickle.loads(pickle.dumps(path)) == path and len({path, as_path(str(path))}) == 1
     assert find_bucket(path) is path and find_bucket(as_path("a/b")) is None
+
+
+@pytest.mark.parametrize("options", ["", "?region=r", "?endpoint_override=http://host:1&region=r"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "part#1.jsonl",
+        "train-?.jsonl",
+        "50%.csv",
+        "a%20b",
+        "a b",
+        "what?",
+        "a?b=c",
+        "a?region=x",
+        "a?&",
+        "é&ü=1",
+        "x?y=/z",
+    ],
+)
+def test_names_are_no_parts_of_a_url(name: str, options: str) -> None:
+    path = as_path(f"s3://bucket/data{options}") / name
+    assert path.name == name.rpartition("/")[2] and find_bucket(path).key == f"data/{name}"  # type: ignore[union-attr]
+    for again in (as_path(str(path)), pickle.loads(pickle.dumps(path)), path.parent / path.name):
+        assert again == path and hash(again) == hash(path) and str(again) == str(path)
+    assert str(path).endswith(options) and path / "b" != path and (path / "b").parent == path
+    assert (path / "#").with_name("?") == path / "?" and {path, path / "b"} == {path, as_path(str(path / "b"))}
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "query"),
+    [
+        ("s3://bucket/a#b?region=r", "a#b", "region=r"),
+        ("s3://bucket/*.json?", "*.json?", ""),
+        ("s3://bucket/*.json??region=r", "*.json?", "region=r"),
+        ("s3://bucket/day=1/?.csv", "day=1/?.csv", ""),
+        ("s3://bucket?colour=red", "", "colour=red"),
+        ("s3://bucket//a/", "a", ""),
+        ("S3://bucket", "", ""),
+    ],
+)
+def test_what_looks_like_options_is_no_part_of_the_key(url: str, key: str, query: str) -> None:
+    assert parse_bucket_url(url) == BucketUrl("s3", "bucket", key, query)
+
+
+def test_odd_names_are_objects_like_others(either: Path) -> None:
+    names = ["50%.csv", "a b", "a%20b", "a?b=c", "part#1.jsonl", "what?"]
+    for name in names:
+        (either / "data").mkdir(parents=True, exist_ok=True)
+        write_whole(either / "data" / name, name)
+    assert sorted(path.name for path in (either / "data").iterdir()) == names
+    for path in (either / "data").iterdir():
+        assert as_path(str(path)).read_text() == path.name == copy_here(path).read_text()
+    assert sorted(path.name for path in (either / "data").glob("?art#*")) == ["part#1.jsonl"]
 
 
 def test_files_and_folders(either: Path) -> None:
