@@ -1,5 +1,6 @@
 """Trying a store: what it promises, and how fast it is."""
 
+import fcntl
 import os
 import time
 import uuid
@@ -14,10 +15,13 @@ from sftray.train_fn.store import connect_store
 Level = Literal["ok", "note", "bad"]
 _PIECE = 16 * 2**20  # bytes
 _ANY_PLACE = "store.path: a place that can be written"
+_WITH_LOCKS = (
+    "mount it with locks (NFS with its lock service and not local_lock or nolock, Lustre with flock), or a bucket"
+)
 
 
 def probe_store(store: str) -> list[tuple[Level, str, str]]:
-    """Whether a store keeps what is written and gives a name once, and how fast: what was found, and its fix."""
+    """Whether a store keeps and locks what is written and gives a name once, and how fast: findings and fixes."""
     place = store if "://" in store else str(Path(store).expanduser().absolute())
     name, data = f".doctor-{uuid.uuid4().hex[:12]}", os.urandom(_PIECE)
     try:
@@ -30,6 +34,7 @@ def probe_store(store: str) -> list[tuple[Level, str, str]]:
         once = opened.create(f"{name}/once", b"a") and not opened.create(f"{name}/once", b"b")
         bucket = find_bucket(as_path(place))
         kept = bucket is None or _keeps_changes(bucket / name / "changed")
+        lacking = _find_lacking_locks(Path(place, name)) if bucket is None else ""
         listed = opened.list_files(name).keys() >= {"piece", "once"}
         opened.remove(name)
     except UserError as error:
@@ -51,8 +56,29 @@ def probe_store(store: str) -> list[tuple[Level, str, str]]:
     if wrong:
         fix = "another file system or service: this one breaks its promises"
         return [("bad", f"{store}: {said}", fix) for said in wrong]
+    if lacking:
+        return [("bad", f"{store}: {lacking}", _WITH_LOCKS)]
     speeds = f"{_PIECE / 1e6 / (written - began):.0f} MB/s written, {_PIECE / 1e6 / (read - written):.0f} MB/s read"
-    return [("ok", f"{store}: writes, reads, lists, and gives a name once; {speeds}", "")]
+    does = "writes, reads, lists, locks" if bucket is None else "writes, reads, lists"
+    return [("ok", f"{store}: {does}, and gives a name once; {speeds}", "")]
+
+
+def _find_lacking_locks(folder: Path) -> str:
+    """What is wrong with locks on a mount, "" if nothing: events, metrics and the mailboxes of a sweep need them.
+
+    That a lock keeps out other nodes too cannot be seen from one.
+    """
+    path = folder / "lock"
+    with path.open("w") as first, path.open("w") as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return f"a file cannot be locked there ({error.strerror}), and every line of a run's events is"
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return ""
+    return "a locked file is locked a second time: of two lines that are written at once, one may be lost"
 
 
 def _keeps_changes(there: BucketPath) -> bool:

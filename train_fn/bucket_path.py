@@ -10,15 +10,15 @@ import errno
 import fnmatch
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import IO, Any, Self
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pyarrow import fs
 
+from sftray.train_fn.bucket_url import BucketUrl, parse_bucket_url
 from sftray.train_fn.errors import StoreError
 from sftray.train_fn.patience import Patience
 from sftray.train_fn.store_http import HttpBucket
@@ -38,18 +38,23 @@ class Stat:
 
 
 class BucketPath:
-    """`s3://bucket/some/key?endpoint_override=…&region=…`, or `gs://…`; the options go with it wherever it goes."""
+    """What a URL names (see `bucket_url`); its options go with it wherever it goes."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._root, self._query = f"{parts.scheme}://{parts.netloc}", f"?{parts.query}" if parts.query else ""
-        self._key = PurePosixPath(parts.path.strip("/"))
+        self._set(parse_bucket_url(url))
+
+    def _set(self, url: BucketUrl) -> None:
+        self._key = PurePosixPath(url.key)
+        self._url = replace(url, key="" if str(self._key) == "." else str(self._key))
 
     def _at(self, key: PurePosixPath) -> Self:
-        return type(self)(f"{self._root}/{key}{self._query}" if str(key) != "." else f"{self._root}{self._query}")
+        """Another place in the same bucket; names are not read as parts of a URL."""
+        made = object.__new__(type(self))
+        made._set(replace(self._url, key=str(key).strip("/")))
+        return made
 
     def __str__(self) -> str:
-        return f"{self._root}/{self.key}{self._query}"
+        return str(self._url)
 
     def __repr__(self) -> str:
         return f"BucketPath({str(self)!r})"
@@ -58,20 +63,20 @@ class BucketPath:
         return BucketPath, (str(self),)
 
     def __hash__(self) -> int:
-        return hash(str(self))
+        return hash(self._url)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BucketPath) and str(self) == str(other)
+        return isinstance(other, BucketPath) and self._url == other._url
 
     def __lt__(self, other: Self) -> bool:
         return str(self) < str(other)
 
     def __truediv__(self, name: object) -> Self:
-        return self._at(self._key / str(name))
+        return self._at(self._key / str(name).strip("/"))
 
     @property
     def key(self) -> str:
-        return str(self._key) if str(self._key) != "." else ""
+        return self._url.key
 
     @property
     def name(self) -> str:
@@ -100,12 +105,12 @@ class BucketPath:
     @property
     def bucket(self) -> HttpBucket:
         """All of the bucket."""
-        return open_root(self._root + self._query, Patience())
+        return open_root(replace(self._url, key=""), Patience())
 
     @property
     def hasty_bucket(self) -> HttpBucket:
         """The same for one who has no time to wait for a service that is down."""
-        return open_root(self._root + self._query, _HASTY)
+        return open_root(replace(self._url, key=""), _HASTY)
 
     def _find(self) -> Any:
         with _refusing():
@@ -218,7 +223,7 @@ def _try_change(bucket: HttpBucket, key: str, edit: Callable[[bytes], bytes]) ->
 
 
 @lru_cache(maxsize=64)
-def open_root(url: str, patience: Patience) -> HttpBucket:
+def open_root(url: BucketUrl, patience: Patience) -> HttpBucket:
     from sftray.train_fn.store_s3 import open_bucket
 
     return open_bucket(url, patience)

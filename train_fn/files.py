@@ -100,8 +100,10 @@ def _match_url(text: str, key: str) -> list[Path] | Problem:
         )
     path = as_path(text)
     try:
+        if path.exists():
+            return [path]
         if not glob.has_magic(path.name):
-            return [path] if path.exists() else Problem(f"{key}: no object {text}", fix=f"{key}: one that is there")
+            return Problem(f"{key}: no object {text}", fix=f"{key}: one that is there")
         return sorted(path.parent.glob(path.name)) or Problem(
             f"{key}: {text} matches no object",
             why="of a URL only the last part may hold * and ?",

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,22 +16,35 @@ from sftray.train_fn.bucket_path import BucketPath
 from sftray.train_fn.errors import Problem, StoreError
 from sftray.train_fn.places import BUCKETS, as_path, find_bucket
 
-CACHE = "SFTRAY_CACHE"  # the environment variable that names another folder for them
-_WHOLE = ".whole"  # put last into a copy; its time is that of the last use
+CACHE = "SFTRAY_CACHE"  # the environment variable that names another place for their folder
+_OURS = "sftray-copies"  # the folder, wherever it is: in it nothing is anybody else's
+_WHOLE, _LOCK = ".whole", ".lock"  # the first is put last into a copy, and its time is that of the last use
 _UNUSED_S = 7 * 86400.0
 
 
 def get_cache() -> Path:
-    """The folder of the copies: this user's alone, made if need be."""
+    """The folder of the copies: this user's alone, made if need be.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
     base = os.environ.get(CACHE) or os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache")
-    folder = Path(base) if os.environ.get(CACHE) else Path(base, "sftray")
+    folder = Path(base, _OURS)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
     except OSError:  # as in a container whose user has no home
-        folder = Path(tempfile.gettempdir(), f"sftray-{os.getuid()}")
+        return _make_fallback(Path(tempfile.gettempdir(), f"{_OURS}-{os.getuid()}"))
+
+
+def _make_fallback(folder: Path) -> Path:
+    try:
         folder.mkdir(exist_ok=True, mode=0o700)
-        if folder.stat().st_uid != os.getuid():
-            raise _refuse(folder, PermissionError(errno.EPERM, "it belongs to somebody else")) from None
+        facts = folder.lstat()
+    except OSError as error:
+        raise _refuse(folder, error) from error
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise _refuse(folder, PermissionError(errno.EPERM, "it is not a folder of this user"))
     return folder
 
 
@@ -71,7 +85,7 @@ def keep_copy(name: str, fill: Callable[[Path], None], is_right: Callable[[Path]
     root = get_cache()
     folder = root / name
     try:
-        with _locked(root / f"{name}.lock"):
+        with _locked(root / f"{name}{_LOCK}"):
             if not (folder / _WHOLE).exists() or not is_right(folder):
                 _remove_unused(root)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -86,20 +100,37 @@ def keep_copy(name: str, fill: Callable[[Path], None], is_right: Callable[[Path]
 
 
 def _remove_unused(root: Path) -> None:
-    """What nobody has asked for in a week goes, and what a killed process left; who has it open keeps it."""
-    for folder in root.iterdir():
+    """What nobody has asked for in a week goes, and what a killed process left; who has it open keeps it.
+
+    Only copies have a lock of their name beside them: another folder is not ours, and stays.
+    """
+    for lock in root.glob(f"*{_LOCK}"):
+        folder = root / lock.name.removesuffix(_LOCK)
         with contextlib.suppress(OSError):
             used = folder / _WHOLE if (folder / _WHOLE).exists() else folder
             if folder.is_dir() and time.time() - used.stat().st_mtime > _UNUSED_S:
-                shutil.rmtree(folder, ignore_errors=True)
-                (root / f"{folder.name}.lock").unlink(missing_ok=True)
+                with _locked(lock, fcntl.LOCK_NB):  # who is just filling it has it
+                    shutil.rmtree(folder, ignore_errors=True)
+                    lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path, how: int = 0) -> Iterator[None]:
+    """Hold the lock at `path`. One that was removed while it was waited for locks nobody out, and is not it."""
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | how)
+            if not _is_still(path, file.fileno()):
+                continue
+            yield
+            return
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def upload_folder(folder: Path, target: BucketPath) -> None:

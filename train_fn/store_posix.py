@@ -1,5 +1,6 @@
 """A store in a folder. What it promises holds on local disks and on NFS: rename, hard links and fsync are all it
-needs."""
+needs. The files that grow (`journal`) and the mailboxes of a sweep stand in the same folder and need flock besides.
+"""
 
 import contextlib
 import errno

@@ -8,10 +8,11 @@ import os
 import re
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from sftray.train_fn.bucket_url import BucketUrl, parse_bucket_url
 from sftray.train_fn.errors import ConfigError, Problem, StoreError
 from sftray.train_fn.patience import Patience
 from sftray.train_fn.store_http import HttpBucket, Service, is_of_storage
@@ -29,23 +30,21 @@ _PASSING = re.compile(
 
 def connect_bucket(url: str, patience: Patience) -> ObjectStore:
     """The store at `s3://…` or `gs://…`. Raises what `connect_store` raises."""
-    return ObjectStore(open_bucket(url, patience))
+    return ObjectStore(open_bucket(parse_bucket_url(url), patience))
 
 
-def open_bucket(url: str, patience: Patience) -> HttpBucket:
+def open_bucket(url: BucketUrl, patience: Patience) -> HttpBucket:
     """The objects below a URL. Raises what `connect_store` raises."""
-    parts = urlsplit(url)
-    options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    root = f"{parts.netloc}{parts.path}".rstrip("/")
-    place = f"{parts.scheme}://{root}"
+    options = url.options
+    root = f"{url.bucket}/{url.key}".rstrip("/")
     unknown = sorted(options.keys() - _OPTIONS)
-    if parts.scheme not in _KINDS or not parts.netloc or unknown:
+    if url.scheme not in _KINDS or not url.bucket or unknown:
         what = f"{unknown[0]} is no option of a store" if unknown else f"{url} is no place for a store"
         raise ConfigError(
             Problem(f"store.path: {what}", fix="a folder, s3://bucket/prefix?region=name&endpoint_override=http://…")
         )
-    service = _connect(parts.scheme, parts.netloc, options.get("endpoint_override"), options.get("region"))
-    return HttpBucket(place, service, root, patience)
+    service = _connect(url.scheme, url.bucket, options.get("endpoint_override"), options.get("region"))
+    return HttpBucket(f"{url.scheme}://{root}", service, root, patience)
 
 
 @lru_cache(maxsize=64)
@@ -156,9 +155,11 @@ def _may_pass(error: Exception) -> bool:
     status = _read_status(error)
     if status:
         return status in (408, 409, 429) or status >= 500
-    from botocore.exceptions import HTTPClientError
+    from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError, SSLError
 
-    return isinstance(error, HTTPClientError) or (isinstance(error, OSError) and bool(_PASSING.search(str(error))))
+    if isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError):
+        return not isinstance(error, SSLError)  # a certificate does not mend itself
+    return isinstance(error, OSError) and bool(_PASSING.search(str(error)))
 
 
 def build_gcs(bucket: str, endpoint: str | None, region: str | None) -> Service:

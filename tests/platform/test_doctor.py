@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import no_flock
 import pytest
 from ray_node import find_free_ports, join_node, lead_node
 from s3_server import make_place
@@ -122,6 +123,14 @@ def test_a_store_that_cannot_be_written_is_bad(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ((level, what, fix),) = probe_store(str(tmp_path / "file"))
     assert level == "bad" and str(tmp_path / "file") in what and fix
+
+
+def test_a_folder_without_locks_is_bad(tmp_path: Path) -> None:
+    code = f"from sftray.platform.store_probe import probe_store; print(*probe_store({str(tmp_path / 'runs')!r}))"
+    without = [sys.executable, str(Path(no_flock.__file__)), sys.executable, "-c", code]
+    done = subprocess.run(without, capture_output=True, text=True, timeout=120, check=True)
+    assert "('bad', " in done.stdout and "cannot be locked there (No locks available)" in done.stdout
+    assert "NFS with its lock service" in done.stdout and not list((tmp_path / "runs").iterdir())
 
 
 def test_the_worst_area_gives_the_exit_code() -> None:

@@ -141,6 +141,18 @@ def test_rows_are_read_from_a_bucket(rows: Path, s3_endpoint: str) -> None:
         scanned = scan_files([found])
         assert scanned.fingerprint == scan_files([rows]).fingerprint
         assert scanned.chunks[0].file == str(there / "train.jsonl")
+    url, options = str(there).split("?")
+    for name in ("part#1.jsonl", "what-?.jsonl", "what-1.jsonl", "odd[1].jsonl"):
+        (there / name).write_bytes(rows.read_bytes())
+        (named,) = find_files(f"{url}/{name}?{options}", "data.train")  # an object of this very name comes first
+        assert named.name == name and scan_files([named]).fingerprint == scan_files([rows]).fingerprint
+    for pattern in (f"{url}/tr?in.json??{options}", f"{url}/*#?.jsonl?{options}"):
+        (named,) = find_files(pattern, "data.train")
+        assert named.name in ("train.jsonl", "part#1.jsonl")
+    assert [path.name for path in find_files(f"{url}/w*-?.jsonl?{options}", "data.train")] == [
+        "what-1.jsonl",
+        "what-?.jsonl",
+    ]
     with pytest.raises(Exception, match="no object"):
         find_files(str(there / "nothing.jsonl"), "data.train")
     with pytest.raises(Exception, match="matches no object"):

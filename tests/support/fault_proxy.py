@@ -20,6 +20,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 RESET = 0  # in place of a status: the connection is cut
+CUT = -1  # the connection is cut in the middle of the answer
 ERRORS = (500, 503, 429, RESET)
 _BODIES = {500: "InternalError", 503: "SlowDown", 429: "TooManyRequests", 403: "ExpiredToken"}
 
@@ -82,10 +83,10 @@ class Proxy:
 
 
 @contextmanager
-def run_proxy(upstream: str) -> Iterator[Proxy]:
-    """A proxy in front of the service at `upstream`, on a free port."""
+def run_proxy(upstream: str, port: int = 0) -> Iterator[Proxy]:
+    """A proxy in front of the service at `upstream`, on a free port unless one is given."""
     proxy = Proxy(upstream)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"proxy": proxy}))
     server.daemon_threads = True
     proxy.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, name="fault-proxy", daemon=True)
@@ -108,7 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.delay_s:
             time.sleep(faults.delay_s)
         kind, status = self.proxy.draw(self.command, self.path)
-        if kind == "before":
+        if status == CUT:
+            self._answer(*self._ask(dict(self.headers.items()), body), is_cut=True)
+        elif kind == "before":
             self._fail(status)
         elif kind == "lie" and faults.lie == "nothing":
             self._answer(200, {"ETag": '"0123456789abcdef0123456789abcdef"'}, b"")
@@ -143,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, is_cut: bool = False) -> None:
         self.send_response_only(status)
         dropped = {"transfer-encoding", "connection"} | (set() if self.command == "HEAD" else {"content-length"})
         for key, value in headers.items():
@@ -152,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD" and status != 204:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body if self.command != "HEAD" else b"")
+        self.wfile.write(b"" if self.command == "HEAD" else body[: len(body) // 2] if is_cut else body)
+        self.close_connection |= is_cut
 
     def _fail(self, status: int) -> None:
         self.proxy.counts[str(status or "reset")] += 1

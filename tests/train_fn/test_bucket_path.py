@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from fault_proxy import Faults, Proxy, run_proxy
 from s3_server import make_place
 from waiting import wait_until
 
+from sftray.cluster.local import make_private_folder
 from sftray.train_fn import local_copies
 from sftray.train_fn.bucket_path import BucketError, BucketPath
+from sftray.train_fn.bucket_url import BucketUrl, parse_bucket_url
 from sftray.train_fn.errors import StoreError
 from sftray.train_fn.journal import EVENTS, METRICS, Journal, read_lines
 from sftray.train_fn.local_copies import copy_here, keep_copy, upload_folder
@@ -51,6 +54,59 @@ def test_its_name_and_parts_are_those_of_a_path() -> None:
     assert path.parent.parent / "store" == path.parent and path.absolute() == path
     assert pickle.loads(pickle.dumps(path)) == path and len({path, as_path(str(path))}) == 1
     assert find_bucket(path) is path and find_bucket(as_path("a/b")) is None
+
+
+@pytest.mark.parametrize("options", ["", "?region=r", "?endpoint_override=http://host:1&region=r"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "part#1.jsonl",
+        "train-?.jsonl",
+        "50%.csv",
+        "a%20b",
+        "a b",
+        "what?",
+        "a?b=c",
+        "a?region=x",
+        "a?&",
+        "é&ü=1",
+        "x?y=/z",
+    ],
+)
+def test_names_are_no_parts_of_a_url(name: str, options: str) -> None:
+    path = as_path(f"s3://bucket/data{options}") / name
+    assert path.name == name.rpartition("/")[2] and find_bucket(path).key == f"data/{name}"  # type: ignore[union-attr]
+    for again in (as_path(str(path)), pickle.loads(pickle.dumps(path)), path.parent / path.name):
+        assert again == path and hash(again) == hash(path) and str(again) == str(path)
+    assert str(path).endswith(options) and path / "b" != path and (path / "b").parent == path
+    assert (path / "#").with_name("?") == path / "?" and {path, path / "b"} == {path, as_path(str(path / "b"))}
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "query"),
+    [
+        ("s3://bucket/a#b?region=r", "a#b", "region=r"),
+        ("s3://bucket/*.json?", "*.json?", ""),
+        ("s3://bucket/*.json??region=r", "*.json?", "region=r"),
+        ("s3://bucket/day=1/?.csv", "day=1/?.csv", ""),
+        ("s3://bucket?colour=red", "", "colour=red"),
+        ("s3://bucket//a/", "a", ""),
+        ("S3://bucket", "", ""),
+    ],
+)
+def test_what_looks_like_options_is_no_part_of_the_key(url: str, key: str, query: str) -> None:
+    assert parse_bucket_url(url) == BucketUrl("s3", "bucket", key, query)
+
+
+def test_odd_names_are_objects_like_others(either: Path) -> None:
+    names = ["50%.csv", "a b", "a%20b", "a?b=c", "part#1.jsonl", "what?"]
+    for name in names:
+        (either / "data").mkdir(parents=True, exist_ok=True)
+        write_whole(either / "data" / name, name)
+    assert sorted(path.name for path in (either / "data").iterdir()) == names
+    for path in (either / "data").iterdir():
+        assert as_path(str(path)).read_text() == path.name == copy_here(path).read_text()
+    assert sorted(path.name for path in (either / "data").glob("?art#*")) == ["part#1.jsonl"]
 
 
 def test_files_and_folders(either: Path) -> None:
@@ -225,7 +281,36 @@ def test_copies_that_nobody_asks_for_go(tmp_path: Path, monkeypatch: pytest.Monk
         then = time.time() - days * 86400
         os.utime(folder / ".whole", (then, then))
     keep_copy("new", lambda folder: None)
-    assert not old.exists() and used.is_dir() and (tmp_path / "new").is_dir()
+    assert not old.exists() and used.is_dir() and (used.parent / "new").is_dir()
+
+
+def test_what_is_not_a_copy_stays_in_a_folder_that_is_named_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(local_copies.CACHE, str(tmp_path))
+    copy = keep_copy("copy", lambda folder: None)
+    foreign = (tmp_path / "thesis", copy.parent / "thesis")
+    then = time.time() - 365 * 86400
+    for folder in (*foreign, copy.parent / "torn"):  # the last as a killed process leaves it
+        folder.mkdir()
+        os.utime(folder, (then, then))
+    (copy.parent / "torn.lock").touch()
+    keep_copy("new", lambda folder: None)
+    assert all(folder.is_dir() for folder in foreign) and copy.is_dir() and copy.parent.parent == tmp_path
+    assert not (copy.parent / "torn").exists() and not (copy.parent / "torn.lock").exists()
+
+
+def test_without_a_home_copies_are_not_among_ray_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(local_copies.CACHE, str(tmp_path / "file"))  # in which no folder can be made
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    cache = local_copies.get_cache()
+    assert cache.is_dir() and cache == tmp_path / f"sftray-copies-{os.getuid()}" != make_private_folder()
+    cache.rmdir()
+    cache.symlink_to(make_private_folder())
+    with pytest.raises(StoreError, match="it is not a folder of this user"):
+        local_copies.get_cache()
 
 
 def test_a_full_disk_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_it_is_converted_once_for_all_processes_and_again_when_it_changes(
 
     def list_copies() -> list[str]:
         load_model_config(model, loaded[1])
-        return sorted(path.name for path in (tmp_path / "cache").glob("minimind-*") if path.is_dir())
+        return sorted(path.name for path in (tmp_path / "cache").glob("*/minimind-*") if path.is_dir())
 
     save_reference(tmp_path / "in.pth", 0)
     (first,) = list_copies()

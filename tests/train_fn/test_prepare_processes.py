@@ -30,7 +30,7 @@ PACKAGE = "sftray.train_fn."
 NOT_CODE = {
     *("config", "config_replay", "errors", "ledger", "minimind_layout", "order"),
     *("bucket_path", "local_copies", "patience", "places", "store_http", "store_s3", "store_objects", "store"),
-    "store_posix",
+    *("store_posix", "bucket_url"),
 }  # they read settings, say what is wrong, count what is trained on, and carry files
 
 

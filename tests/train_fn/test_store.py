@@ -4,15 +4,18 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fault_proxy import Faults, Proxy, run_proxy
+from fault_proxy import CUT, Faults, Proxy, run_proxy
 from outcomes import Outcome, record
+from ray_node import find_free_ports
 from s3_server import make_place
 
 from sftray.train_fn.errors import ConfigError, FencedError, Problem, StoreError
 from sftray.train_fn.patience import Patience, plan_waits, try_patiently
 from sftray.train_fn.store import Store, connect_store
+from sftray.train_fn.store_objects import ObjectStore
 
 QUICK = Patience(tries=8, first_s=0.001, longest_s=0.01)
 DATA = bytes(range(256)) * 40
@@ -190,6 +193,40 @@ def test_a_service_that_is_down_is_waited_for(s3_endpoint: str, proxy: Proxy) ->
     assert problem.where and problem.where.startswith("s3://runs-") and problem.why and problem.fix
     proxy.faults = Faults()
     assert shaken.read("a") == DATA
+
+
+@pytest.mark.parametrize("act", ["create", "read_version", "replace", "list_marks", "delete", "get", "put", "find"])
+def test_a_port_that_is_closed_is_tried_until_it_opens(act: str, s3_endpoint: str) -> None:
+    (port,) = find_free_ports(1)
+    store = connect_store(make_place(s3_endpoint, f"http://127.0.0.1:{port}"), Patience(40, 0.05, 0.25))
+    assert isinstance(store, ObjectStore)
+    bucket: Any = store.bucket
+    arguments = {"create": [DATA], "put": [DATA], "replace": [DATA, '"version"']}.get(act, [])
+    done: list[object] = []
+    thread = threading.Thread(target=lambda: done.append(getattr(bucket, act)("key", *arguments)), daemon=True)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive() and not done, "nothing listens there yet"
+    with run_proxy(s3_endpoint, port):
+        thread.join(60)
+    assert len(done) == 1
+
+
+def test_a_port_that_stays_closed_is_a_store_error_that_says_how_often(s3_endpoint: str) -> None:
+    (port,) = find_free_ports(1)
+    store = connect_store(make_place(s3_endpoint, f"http://127.0.0.1:{port}"), Patience(3, 0.001))
+    with pytest.raises(StoreError, match="cannot be written, though that was tried 3 times"):
+        store.create("key", DATA)
+
+
+def test_an_answer_that_is_cut_in_the_middle_is_asked_for_again(shaken: Store, proxy: Proxy) -> None:
+    shaken.write("a", DATA)
+    proxy.faults = Faults(error_rate=0.5, errors=(CUT,), seed=2)
+    assert isinstance(shaken, ObjectStore)
+    bucket: Any = shaken.bucket
+    for _ in range(4):
+        assert bucket.read_version("a")[0] == DATA and shaken.read("a") == DATA
+    assert proxy.counts["before"] + proxy.counts["after"] > 1
 
 
 @pytest.mark.parametrize("kind", ["nothing", "truncated"])
