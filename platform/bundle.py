@@ -16,7 +16,7 @@ from sftray.platform.shipped import load_named_config
 from sftray.platform.submit_words import Inner, parse_inner
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.errors import ConfigError, DataError, Problem
-from sftray.train_fn.files import find_files
+from sftray.train_fn.files import ASSETS, find_files
 from sftray.train_fn.minimind_layout import is_weights_file
 from sftray.train_fn.places import as_path
 
@@ -132,6 +132,9 @@ def _list_paths(config: RunConfig) -> Iterable[tuple[str, str]]:
 
 
 def _is_path(key: str, value: str) -> bool:
+    ships = {"tokenizer": f"{value}/tokenizer", "chat_template": f"templates/{value}.jinja"}
+    if key in ships and (ASSETS / ships[key]).exists() and "/" not in value:
+        return False  # whatever stands here under the name of one that ships
     is_file = key == "name" and is_weights_file(value)
     return is_file or os.path.isabs(value) or value.startswith("~") or os.path.exists(value)
 

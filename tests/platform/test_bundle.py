@@ -96,6 +96,10 @@ def test_a_space_and_a_config_of_elsewhere_travel_under_their_names(
 
 
 def test_a_preset_needs_nothing_of_this_machine(here: Path) -> None:
+    for name in ("quickstart", "minimind"):  # folders of the name of what ships
+        (here / name).mkdir()
+        (here / name / "tokenizer.json").write_text("{}")
+        assert plan_bundle(["train", name, "store.path=s3://runs/here"]).files == {}
     bundle = plan_bundle(["train", "quickstart", "store.path=s3://runs/here"])
     assert bundle.files == {} and bundle.elsewhere == []
 
