@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 from sftray.cluster.authentication import TOKEN_FIX, is_refused, use_token
@@ -38,13 +40,16 @@ def apply_settings() -> None:
 
 
 @contextlib.contextmanager
-def connect_for(scaling: ScalingConfig, tell: Callable[[str], None] = print) -> Iterator[tuple[Placement, int]]:
+def connect_for(
+    scaling: ScalingConfig, tell: Callable[[str], None] = print, check: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Placement, int]]:
     """Connect to the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
 
     Gives the placement of the workers, and the number of nodes.
 
     Args:
         tell: hears of it where nodes are waited for.
+        check: called again and again meanwhile; what it raises ends the wait.
 
     Raises:
         ClusterError: the cluster cannot be reached, or the workers do not fit; on this machine that is said
@@ -56,11 +61,12 @@ def connect_for(scaling: ScalingConfig, tell: Callable[[str], None] = print) -> 
         _join()
     else:
         check_this_machine(scaling)
-        start_ray()
+        with _keep_sigterm():
+            start_ray()
     import ray
 
     try:
-        yield find_room(scaling, tell) if has_cluster() else (place_workers(scaling, look_at_cluster()), 1)
+        yield find_room(scaling, tell, check) if has_cluster() else (place_workers(scaling, look_at_cluster()), 1)
     finally:
         ray.shutdown()
 
@@ -100,7 +106,8 @@ def _join() -> None:
         _knock(address)
         if ":" in address and "/" not in address and is_refused(address):
             raise ClusterError(Problem(f"the Ray cluster at {address} wants another token", fix=TOKEN_FIX))
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        with _keep_sigterm():
+            ray.init(log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(
             Problem(
@@ -109,6 +116,15 @@ def _join() -> None:
                 fix="start one (ray start --head), mend RAY_ADDRESS, or unset it to use this machine alone",
             )
         ) from error
+
+
+@contextlib.contextmanager
+def _keep_sigterm() -> Iterator[None]:
+    """What this process does at SIGTERM, if it has a way of its own: Ray puts one in its place that just leaves."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _knock(address: str) -> None:

@@ -11,6 +11,7 @@ mailbox, and the director a lock that falls with it: the next crew frees what it
 
 import contextlib
 import json
+import math
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ import ray.train
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
-from sftray.cluster.crew_mail import open_mailbox, pause_between_looks, take_if_lost
+from sftray.cluster.crew_mail import LOOK_EVERY_S, Judge, open_mailbox, pause_between_looks
 from sftray.cluster.failure_callback import FailureCallback
 from sftray.cluster.launch import run_function
 from sftray.cluster.resources import Placement
@@ -51,6 +52,7 @@ class Crew:
         self.folder = home / f"workers-{uuid.uuid4().hex[:12]}"
         self._give_up = open_mailbox(self.folder)
         self._number = 0
+        self._has_room, self._looked = False, -math.inf
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._direct, args=(placement, max_failures, idle_s), daemon=True)
         self._thread.start()
@@ -77,12 +79,22 @@ class Crew:
         while self.is_there and not outcome.exists():
             self._thread.join(pause_between_looks(self.folder))
             meanwhile()
+            self._make_room()
         meanwhile()
         if outcome.exists():
             return _read(outcome)
         if self._error is None or isinstance(self._error, CrewLost):
             return None
         raise self._error
+
+    def _make_room(self) -> None:
+        """As long as the workers have no room, it may be that a crew whose director was killed holds it."""
+        if self._has_room or time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        with contextlib.suppress(OSError):  # a bucket that does not answer is asked again
+            self._has_room = (self.folder / _GROUP).exists()
+            free_lost(self.folder.parent)
 
     def dismiss(self) -> None:
         """Let the workers go, which frees what they hold; those that are at a job end with this process."""
@@ -94,6 +106,7 @@ class Crew:
 
 
 _crew: Crew | None = None  # of this process
+_judge = Judge()
 
 
 def run_on_crew(
@@ -133,14 +146,25 @@ def dismiss() -> None:
 
 
 def free_lost(home: Path) -> None:
-    """Free what crews hold whose directors were killed."""
+    """Free what crews hold whose directors were killed; in a bucket it takes several looks to know that."""
     for folder in home.glob("workers-*"):
-        with contextlib.suppress(OSError, RayError), take_if_lost(folder) as is_lost:
-            if not is_lost:
-                continue
-            if (held := folder / _GROUP).exists():
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(held.read_text()))))
-            remove_tree(folder)
+        with contextlib.suppress(OSError, RayError), _judge.take_if_lost(folder) as is_lost:
+            if is_lost:
+                _free(folder)
+
+
+def free_all(home: Path) -> None:
+    """Free what is left of crews, for who knows that no director lives."""
+    for folder in home.glob("workers-*"):
+        with contextlib.suppress(OSError, RayError):
+            _free(folder)
+    remove_tree(home)
+
+
+def _free(folder: Path) -> None:
+    if (held := folder / _GROUP).exists():
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(held.read_text()))))
+    remove_tree(folder)
 
 
 class CrewFailures(FailureCallback):

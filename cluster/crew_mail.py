@@ -8,6 +8,7 @@ import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from sftray.train_fn.looking import choose_pause
@@ -15,6 +16,8 @@ from sftray.train_fn.places import find_bucket, write_whole
 
 _LOCK, _ALIVE = "director", "director-lives"
 _BEAT_S, _EXPIRY_S = 5.0, 30.0
+_GAP_S = 10.0  # what two looks say of the time between them: less than it takes to judge
+LOOK_EVERY_S = 5.0  # of who waits for a judgement
 
 
 def pause_between_looks(folder: Path) -> float:
@@ -47,23 +50,43 @@ def _beat(folder: Path) -> Callable[[], None]:
     return ended.set
 
 
-@contextlib.contextmanager
-def take_if_lost(folder: Path) -> Iterator[bool]:
-    """Whether the owner of a mailbox is gone; on a disk of all who ask, one at a time hears so."""
-    if find_bucket(folder) is not None:
-        yield time.time() - _read_beat(folder) > _EXPIRY_S
-        return
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+class Judge:
+    """Says of mailboxes whether their owners are gone, asked of each again and again.
+
+    On a disk a look is enough. In a bucket a sign of life must have stood still for _EXPIRY_S by the clock of who
+    looks, in looks that were answered: clocks of nodes differ, and while a bucket is away nobody can give a sign.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[Path, _Watched] = {}
+
+    @contextlib.contextmanager
+    def take_if_lost(self, folder: Path) -> Iterator[bool]:
+        """Whether the owner of this mailbox is gone; on a disk of all who ask, one at a time hears so."""
+        if find_bucket(folder) is not None:
+            yield self._has_stood_still(folder)
+            return
+        with (folder / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+
+    def _has_stood_still(self, folder: Path) -> bool:
+        sign, now = (folder / _ALIVE).read_text(), self._clock()
+        before = self._seen.get(folder)
+        still_s = before.still_s + min(now - before.looked, _GAP_S) if before and before.sign == sign else 0.0
+        self._seen[folder] = _Watched(sign, now, still_s)
+        return still_s > _EXPIRY_S
 
 
-def _read_beat(folder: Path) -> float:
-    try:
-        return float((folder / _ALIVE).read_text())
-    except ValueError:
-        return 0.0
+@dataclass(frozen=True)
+class _Watched:
+    """A sign of life, when it was last looked at, and for how many seconds it had not moved then."""
+
+    sign: str
+    looked: float
+    still_s: float

@@ -20,9 +20,11 @@ _LOOK_S = 0.5
 _STATUS = "__autoscaling_status"  # where Ray's autoscaler, and so `ray status`, keeps what it is at
 
 
-def find_room(scaling: ScalingConfig, tell: Callable[[str], None]) -> tuple[Placement, int]:
+def find_room(
+    scaling: ScalingConfig, tell: Callable[[str], None], check: Callable[[], None]
+) -> tuple[Placement, int]:
     """The placement of the workers on the connected cluster, and its number of nodes; where they do not fit, more are
-    waited for.
+    waited for, and `check` is called meanwhile.
 
     Raises:
         ClusterError: they do not fit, and no node came in the time that one is waited for.
@@ -34,7 +36,7 @@ def find_room(scaling: ScalingConfig, tell: Callable[[str], None]) -> tuple[Plac
         if not wait_s:
             raise
         tell(f"waiting for nodes, up to {wait_s / 60:g} min: {shortage.problems[0].what}")
-        return _wait_for_room(scaling, wait_s, shortage)
+        return _wait_for_room(scaling, wait_s, shortage, check)
 
 
 def count_wait_minutes(scaling: ScalingConfig, has_autoscaler: bool) -> float:
@@ -68,11 +70,14 @@ def _place(scaling: ScalingConfig, wait_s: float) -> tuple[Placement, int]:
     return replace(place_workers(scaling, nodes), wait_s=wait_s), len(nodes)
 
 
-def _wait_for_room(scaling: ScalingConfig, wait_s: float, shortage: ClusterError) -> tuple[Placement, int]:
+def _wait_for_room(
+    scaling: ScalingConfig, wait_s: float, shortage: ClusterError, check: Callable[[], None]
+) -> tuple[Placement, int]:
     deadline, never = time.monotonic() + wait_s, threading.Event()
     with _demand(choose_placement(scaling, look_at_cluster()), scaling.min_workers):
         while time.monotonic() < deadline:
             never.wait(_LOOK_S)
+            check()
             with contextlib.suppress(ClusterError):
                 return _place(scaling, wait_s)
     problem = shortage.problems[0]

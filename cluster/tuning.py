@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.trainable import wrap_function
 
-from sftray.cluster.crew import CREWS, dismiss, free_lost
+from sftray.cluster.crew import CREWS, dismiss, free_all, free_lost
 from sftray.cluster.resources import Node, Placement
 from sftray.cluster.trial import run_trial
 from sftray.train_fn.places import name_storage, remove_tree
@@ -54,7 +54,7 @@ def run_trials(
     logging.getLogger("ray.tune.execution.tune_controller").addFilter(_ONE_LINE)
     crews = cache.parent / CREWS
     remove_tree(cache)
-    remove_tree(crews)
+    free_all(crews)  # the sweep has one driver
     names: dict[str, str] = {}
     try:
         tune.Tuner(
@@ -78,8 +78,9 @@ def run_trials(
         ).fit()
     finally:
         free_lost(crews)
-        for folder in (cache, crews):
-            remove_tree(folder)
+        if not list(crews.glob("workers-*")):  # a bucket cannot say yet whose directors were just killed
+            remove_tree(crews)
+        remove_tree(cache)
 
 
 class _OneLine(logging.Filter):

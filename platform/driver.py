@@ -28,7 +28,7 @@ from sftray.platform.run_directory import (
     open_store,
     take_run_directory,
 )
-from sftray.platform.stopping import are_workers_at_work, run_stoppable
+from sftray.platform.stopping import Owner, are_workers_at_work, own, run_stoppable
 from sftray.platform.summary import RunSummary, summarize
 from sftray.platform.terminal import build_teller
 from sftray.platform.tracking import build_wandb_mirror
@@ -36,13 +36,11 @@ from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config
 from sftray.train_fn.errors import ConfigError, Problem, StoppedError, UserError
-from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, STOP, Journal
-from sftray.train_fn.lease import Lease, hold_lease
+from sftray.train_fn.journal import CHECKPOINTS, CONFIG, DATA, Journal
 from sftray.train_fn.minimind_config import ASSUMED
 from sftray.train_fn.model import count_parameters_of, load_model_config, refuse_too_long
 from sftray.train_fn.places import spell, write_whole
 from sftray.train_fn.prepare import MapChunks, Prepared, prepare_tokens
-from sftray.train_fn.store import connect_store
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.tokenizer import SHIPPED, load_tokenizer
 from sftray.train_fn.trainer import build_run_plan
@@ -59,7 +57,7 @@ class Attempt:
     config: RunConfig
     prepared: Prepared
     console: Console
-    lease: Lease
+    owner: Owner
 
 
 def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
@@ -82,10 +80,10 @@ def train_run(resolved: Resolved, label: str, console: Console) -> RunSummary:
         prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
         run_dir = take_run_directory(store, config.name, label)
         resolved = fix_batch(resolved, run_dir.name)
-        with hold_lease(connect_store(run_dir), run_dir.name) as lease:
+        with _drive(run_dir) as owner:
             write_whole(run_dir / DATA, json.dumps(prepared.receipt, ensure_ascii=False, indent=2))
             write_whole(run_dir / CONFIG, dump_config(resolved))  # last: what has it is a run
-            return run_attempt(Attempt(run_dir, resolved.config, prepared, console, lease), placement)
+            return run_attempt(Attempt(run_dir, resolved.config, prepared, console, owner), placement)
 
 
 def resume_run(run_dir: Path, console: Console, overrides: Sequence[str] = ()) -> RunSummary:
@@ -101,14 +99,14 @@ def resume_run(run_dir: Path, console: Console, overrides: Sequence[str] = ()) -
     config = resolved.config
     store = open_store(config.store.model_copy(update={"path": str(run_dir.absolute().parent)}))
     check_this_machine(config.scaling)
-    with hold_lease(connect_store(run_dir), run_dir.name) as lease:
+    with _drive(run_dir) as owner:
         for line in describe_changes(changes):
             console.print(f"changed: {line}", highlight=False, markup=False, soft_wrap=True)
         prepared = None if has_cluster() else prepare_again(run_dir, config, store, console)
-        with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
+        with connect_for(config.scaling, build_teller(console), owner.check) as (placement, num_nodes):
             prepared = prepared or prepare_again(run_dir, config, store, console, choose_map(num_nodes))
             save_changes(run_dir, resolved, changes)
-            return run_attempt(Attempt(run_dir, config, prepared, console, lease), placement)
+            return run_attempt(Attempt(run_dir, config, prepared, console, owner), placement)
 
 
 def prepare_again(
@@ -198,18 +196,16 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
     kind = "GPU" if placement.use_gpu else "CPU"
     journal.add_event("starting", journal.count_attempts(), f"{placement.num_workers} worker(s) on {kind}")
     with _record_failure(journal), Follower(attempt.run_dir, _build_mirrors(attempt)) as follower:
-        stop_file = attempt.run_dir / STOP
         job = build_job(attempt.config, attempt.run_dir, attempt.prepared.folder, _find_deadline(attempt.config))
-        job |= {"stop_files": [str(stop_file)], "owner": attempt.lease.number}
-        outcome, request = run_stoppable(
+        job |= {"stop_files": [str(attempt.owner.stop_file)], "owner": attempt.owner.lease.number}
+        outcome, reason = run_stoppable(
             lambda: run_workers(job, placement, attempt.config.scaling.max_failures),
-            stop_file,
+            attempt.owner,
             lambda: are_workers_at_work(journal),
             build_teller(attempt.console),
-            attempt.lease.check,
         )
         follower.state = "stopped" if outcome["stopped"] else "finished"
-    why = request.reason or outcome.get("why") or "limits.max_minutes is reached"
+    why = reason or outcome.get("why") or "limits.max_minutes is reached"
     said = why if outcome["stopped"] else ""
     journal.add_event(follower.state, journal.count_attempts(), said, step=outcome["step"])
     if outcome["stopped"]:
@@ -218,19 +214,31 @@ def run_attempt(attempt: Attempt, placement: Placement) -> RunSummary:
 
 
 @contextlib.contextmanager
+def _drive(run_dir: Path) -> Iterator[Owner]:
+    """Own a run. An interruption gets its line in the run's events; after a checkpoint it is a stop to go on from."""
+    with own(run_dir) as owner:
+        try:
+            yield owner
+        except KeyboardInterrupt as interrupt:
+            journal = Journal(run_dir)
+            why = str(interrupt) or "Ctrl-C"  # Python's own has no text
+            with contextlib.suppress(OSError):  # a bucket that is away: then the next line says so
+                journal.add_event("interrupted", journal.count_attempts(), why)
+            saved = list_checkpoints(run_dir / CHECKPOINTS)
+            if saved:
+                raise StoppedError(_describe_stop(run_dir, saved[-1].step, why)) from None
+            raise
+
+
+@contextlib.contextmanager
 def _record_failure(journal: Journal) -> Iterator[None]:
-    """Say in the run's events what ended it. A signal after a checkpoint is a stop from which to go on."""
+    """Say in the run's events what ended it."""
     try:
         yield
+    except KeyboardInterrupt:  # see _drive
+        raise
     except UserError as error:
         journal.add_event("failed", journal.count_attempts(), error.problems[0].what)
-        raise
-    except KeyboardInterrupt as interrupt:
-        why = str(interrupt) or "Ctrl-C"  # Python's own has no text
-        journal.add_event("interrupted", journal.count_attempts(), why)
-        saved = list_checkpoints(journal.folder / CHECKPOINTS)
-        if saved:
-            raise StoppedError(_describe_stop(journal.folder, saved[-1].step, why)) from None
         raise
     except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
         journal.add_event("failed", journal.count_attempts(), f"{type(error).__name__}: {error}"[:500])

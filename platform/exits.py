@@ -3,17 +3,21 @@
 Every command runs through `run_guarded`, so that trouble looks the same everywhere.
 """
 
+import contextlib
 import io
 import json
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from types import FrameType
 
 from sftray.train_fn.errors import Problem, UserError
 
@@ -26,18 +30,19 @@ def run_guarded(command: Callable[[], int], as_json: bool) -> int:
     """Run `command` and return its exit code, or the one of the error that ended it.
 
     Errors are told on standard error; with `as_json` on standard output too, as
-    `{"error": [{what, where, why, fix}], "exit_code": n}`.
+    `{"error": [{what, where, why, fix}], "exit_code": n}`. SIGTERM is taken as Ctrl-C is.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot say 中 gets \u4e2d
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            code = command()
+            with _interrupted_by_sigterm():
+                code = command()
         except UserError as error:
             code = report_problems(error.problems, error.exit_code, as_json)
-        except KeyboardInterrupt:
-            code = report_problems([Problem("interrupted")], INTERRUPTED, as_json)
+        except KeyboardInterrupt as interrupt:
+            code = report_problems([Problem("interrupted", why=str(interrupt) or None)], INTERRUPTED, as_json)
         except BrokenPipeError:
             raise
         except Exception as error:  # the last guard: nothing is hidden, the whole traceback goes to a file
@@ -51,6 +56,23 @@ def run_guarded(command: Callable[[], int], as_json: bool) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             return BROKEN_PIPE
         raise
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """By default it would end the process where it stands, and leave what must be let go of."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def report_problems(problems: Sequence[Problem], exit_code: int, as_json: bool) -> int:

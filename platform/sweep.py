@@ -19,13 +19,14 @@ from sftray.platform.sweep_files import (
     load_settings,
     save_settings,
 )
-from sftray.platform.sweep_run import run_sweep
+from sftray.platform.sweep_run import drive_sweep, run_sweep
 from sftray.platform.terminal import build_teller
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
 from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.journal import DATA
+from sftray.train_fn.places import write_whole
 from sftray.train_fn.prepare import Prepared
 from sftray.train_fn.token_store import TokenStore
 from sftray.train_fn.trainer import build_run_plan
@@ -80,30 +81,31 @@ def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Con
     with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
         prepared = prepared or prepare_run(config, store, console, choose_map(num_nodes))
         sweep_dir = take_run_directory(store, config.name, f"tune-{label}")
-        settings = _settle(options, space, config, prepared, sweep_dir.name)
-        base = _build_base(resolved, settings, prepared, sweep_dir)
-        (sweep_dir / DATA).write_text(json.dumps(prepared.receipt, ensure_ascii=False, indent=2), encoding="utf-8")
-        (sweep_dir / BASE).write_text(dump_config(base), encoding="utf-8")
-        save_settings(sweep_dir, settings)  # last: what has it is a sweep
-        return run_sweep(Sweep(sweep_dir, settings, base, space, prepared), placement, console)
+        with drive_sweep(sweep_dir) as owner:
+            settings = _settle(options, space, config, prepared, sweep_dir.name)
+            base = _build_base(resolved, settings, prepared, sweep_dir)
+            write_whole(sweep_dir / DATA, json.dumps(prepared.receipt, ensure_ascii=False, indent=2))
+            write_whole(sweep_dir / BASE, dump_config(base))
+            save_settings(sweep_dir, settings)  # last: what has it is a sweep
+            return run_sweep(Sweep(sweep_dir, settings, base, space, prepared), placement, console, owner)
 
 
 def resume_sweep(sweep_dir: Path, console: Console) -> Path:
     """Run what is missing of a sweep: trials that did not end go on from their checkpoints, the others start.
 
     Raises:
-        ConfigError: its data is not what it was.
+        ConfigError: its data is not what it was, or another process drives it.
     """
     settings, base = load_settings(sweep_dir), load_config(sweep_dir / BASE)
     space = parse_space(settings.space, settings.space_name, base.config)
-    config = base.config
-    store = open_store(config.store.model_copy(update={"path": str(sweep_dir.absolute().parent)}))
+    config, sweep_dir = base.config, sweep_dir.absolute()
+    store = open_store(config.store.model_copy(update={"path": str(sweep_dir.parent)}))
     check_this_machine(config.scaling)
-    prepared = None if has_cluster() else prepare_again(sweep_dir, config, store, console)
-    with connect_for(config.scaling, build_teller(console)) as (placement, num_nodes):
-        prepared = prepared or prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
-        sweep = Sweep(sweep_dir.absolute(), settings, base, space, prepared)
-        return run_sweep(sweep, placement, console)
+    with drive_sweep(sweep_dir) as owner:
+        prepared = None if has_cluster() else prepare_again(sweep_dir, config, store, console)
+        with connect_for(config.scaling, build_teller(console), owner.check) as (placement, num_nodes):
+            prepared = prepared or prepare_again(sweep_dir, config, store, console, choose_map(num_nodes))
+            return run_sweep(Sweep(sweep_dir, settings, base, space, prepared), placement, console, owner)
 
 
 def _find_space(asked: str | dict[str, Any], config: RunConfig) -> Space:

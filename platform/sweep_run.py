@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sftray.cluster.resources import Placement, look_at_cluster
 from sftray.platform.leaderboard import choose_finalists, load_leaderboard
-from sftray.platform.stopping import are_workers_at_work, run_stoppable
+from sftray.platform.stopping import Owner, are_workers_at_work, own, run_stoppable
 from sftray.platform.sweep_feed import Feed, Sweep
 from sftray.platform.sweep_files import read_ledger
 from sftray.platform.sweep_gauges import SweepGauges
@@ -19,25 +19,33 @@ from sftray.platform.sweep_progress import SweepProgress
 from sftray.platform.terminal import build_teller
 from sftray.platform.trial_directory import read_end
 from sftray.train_fn.errors import Problem, StoppedError, UserError
-from sftray.train_fn.journal import EVENTS, STOP, Journal
-from sftray.train_fn.lease import hold_lease
+from sftray.train_fn.journal import EVENTS, Journal
 from sftray.train_fn.places import spell
-from sftray.train_fn.store import connect_store
 
 _CACHE = ".tune"
 
 
-def run_sweep(sweep: Sweep, placement: Placement, console: Console) -> Path:
-    """Search, then repeat the finalists; the sweep's events say how it ended.
+@contextlib.contextmanager
+def drive_sweep(sweep_dir: Path) -> Iterator[Owner]:
+    """Own a sweep; an interruption gets its line in the sweep's events, and is a stop from which to go on.
 
     Raises:
         ConfigError: another process drives it.
     """
-    with hold_lease(connect_store(sweep.folder), sweep.folder.name) as lease:
-        return _run_owned(sweep, placement, console, lease.check)
+    with own(sweep_dir) as owner:
+        try:
+            yield owner
+        except KeyboardInterrupt as interrupt:
+            why = str(interrupt) or "Ctrl-C"  # Python's own has no text
+            journal = Journal(sweep_dir)
+            with contextlib.suppress(OSError):  # a bucket that is away
+                journal.add_event("interrupted", journal.count_attempts(), why)
+            fix = f"sftray resume {spell(sweep_dir)}"
+            raise StoppedError(Problem("the sweep was interrupted", why=why, fix=fix)) from None
 
 
-def _run_owned(sweep: Sweep, placement: Placement, console: Console, check: Callable[[], None]) -> Path:
+def run_sweep(sweep: Sweep, placement: Placement, console: Console, owner: Owner) -> Path:
+    """Search, then repeat the finalists; the sweep's events say how it ended."""
     from sftray.cluster.tuning import count_concurrent
 
     journal = Journal(sweep.folder)
@@ -54,10 +62,9 @@ def _run_owned(sweep: Sweep, placement: Placement, console: Console, check: Call
     ):
         run_stoppable(
             lambda: _run_phases(sweep, placement, concurrent),
-            sweep.folder / STOP,
+            owner,
             lambda: _is_a_trial_at_work(sweep.folder),
             build_teller(console),
-            check,
         )
         journal.add_event("finished", journal.count_attempts())
     _refuse_all_failed(sweep)
@@ -92,16 +99,13 @@ def _is_a_trial_at_work(sweep_dir: Path) -> bool:
 @contextlib.contextmanager
 def _record_end(journal: Journal) -> Iterator[None]:
     """Say in the sweep's events what ended it before its end."""
-    fix = f"sftray resume {spell(journal.folder)}"
     try:
         yield
+    except KeyboardInterrupt:  # see drive_sweep
+        raise
     except StoppedError as error:
         journal.add_event("stopped", journal.count_attempts(), error.problems[0].why or "")
         raise
-    except KeyboardInterrupt as interrupt:
-        why = str(interrupt) or "Ctrl-C"  # Python's own has no text
-        journal.add_event("interrupted", journal.count_attempts(), why)
-        raise StoppedError(Problem("the sweep was interrupted", why=why, fix=fix)) from None
     except BaseException as error:  # whatever it is, it is raised again: here it only gets its line
         said = error.problems[0].what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         journal.add_event("failed", journal.count_attempts(), said[:500])

@@ -201,7 +201,11 @@ def map_on_cores(tasks: Sequence[ChunkTask]) -> Iterable[ChunkReceipt]:
     # spawn: a forked child would inherit the locks of Ray's and the tokenizer's threads.
     try:
         with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_use_one_thread) as pool:
-            return list(pool.map(prepare_chunk, tasks))
+            try:
+                return list(pool.map(prepare_chunk, tasks))
+            except KeyboardInterrupt:  # else those that have not begun were all done before it is heard
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool as error:
         raise ClusterError(
             Problem(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,6 +210,22 @@ def test_long_lines_are_not_broken(capsys: Capture) -> None:
 def test_an_interrupt(capsys: Capture) -> None:
     assert run_guarded(raising(KeyboardInterrupt()), as_json=False) == 130
     assert capsys.readouterr().err == "error  interrupted\n"
+
+
+def test_sigterm_is_an_interrupt_and_lets_go_of_what_is_held(capsys: Capture) -> None:
+    held, before = ["a cluster"], signal.getsignal(signal.SIGTERM)
+
+    def wait() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(60)
+            return 0
+        finally:
+            held.clear()
+
+    assert run_guarded(wait, as_json=False) == 130
+    assert capsys.readouterr().err == "error  interrupted\n  why  SIGTERM\n"
+    assert not held and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_our_bug_leaves_its_traceback_in_a_file(

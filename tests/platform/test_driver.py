@@ -3,17 +3,21 @@
 import io
 import json
 import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import read_output, start_command, wait_for
 from rich.console import Console
 from run_dirs import write_checkpoint
 from tiny_runs import build_config, read_events, train, write_sums
 from toy_data import save_byte_tokenizer
 
-from sftray.platform.driver import _record_failure, fix_batch, prepare_run, resume_run, settle_paths
+from sftray.platform.driver import _drive, _record_failure, fix_batch, prepare_run, resume_run, settle_paths
 from sftray.platform.run_directory import TOKENS
+from sftray.platform.watch import stop_run
 from sftray.train_fn.config import DataConfig, ModelConfig, RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.errors import (
@@ -233,9 +237,40 @@ def test_what_ended_a_run_stands_in_its_events(
     journal = Journal(tmp_path)
     if saved:
         write_checkpoint(journal, 7)
-    with pytest.raises(raised) as caught, _record_failure(journal):
+    with pytest.raises(raised) as caught, _drive(tmp_path), _record_failure(journal):
         raise error
-    last = read_events(tmp_path)[-1]
-    assert (last["state"], last["why"]) == (state, why)
+    assert [(event["state"], event["why"]) for event in read_events(tmp_path)] == [
+        *([("checkpoint", "")] if saved else []),
+        (state, why),
+    ]
     if isinstance(caught.value, StoppedError):
         assert "saved at step 7" in str(caught.value) and f"sftray resume {tmp_path}" in str(caught.value)
+
+
+def interrupt(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def ask(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
+    stop_run(run_dir, lambda text: None)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("stop", "by", "saved", "code"),
+    [(ask, "sftray stop", True, 75), (interrupt, "SIGTERM", True, 75), (ask, "sftray stop", False, 130)],
+)
+def test_a_stop_while_nodes_are_waited_for_ends_the_wait(
+    stop: Any, by: str, saved: bool, code: int, ray_address: str, tmp_path: Path
+) -> None:
+    run_dir = write_started(tmp_path, scaling={"num_workers": 60, "wait_minutes": 10})
+    if saved:
+        write_checkpoint(Journal(run_dir), 7)
+    process = start_command(tmp_path, "resume", str(run_dir), address=ray_address)
+    wait_for(lambda: "waiting for nodes, up to 10 min" in read_output(tmp_path), process, tmp_path)
+    stop(process, run_dir)
+    assert process.wait(60) == code, read_output(tmp_path)
+    last = read_events(run_dir)[-1]
+    assert (last["state"], last["why"]) == ("interrupted", by)
+    said = read_output(tmp_path)
+    assert by in said and (f"sftray resume {run_dir}" in said) == saved

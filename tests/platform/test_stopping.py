@@ -1,30 +1,47 @@
 """A signal stops a run at the end of its step, and the run goes on from there as if nothing had been."""
 
+import functools
 import io
 import json
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import read_output, start_command, wait_for
+from fault_proxy import Faults, Proxy, run_proxy
 from local_runs import build_job
 from rich.console import Console
+from s3_server import make_place
 from tiny_runs import build_config, read_events, trace
 from waiting import wait_until
 
 from sftray.cluster.processes import run_processes
 from sftray.platform.driver import resume_run
-from sftray.platform.stopping import are_workers_at_work, ask_to_stop, run_stoppable
+from sftray.platform.stopping import Owner, are_workers_at_work, ask_to_stop, own, run_stoppable
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config_file import Resolved, dump_config
+from sftray.train_fn.errors import FencedError
 from sftray.train_fn.journal import CHECKPOINTS, STOP, Journal
+from sftray.train_fn.places import as_path
 
 
 def send(number: int) -> None:
     """The main thread's handler runs, whichever thread this is."""
     os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[Owner]:
+    with own(tmp_path) as owner:
+        yield owner
+
+
+def quiet(text: str) -> None:
+    pass
 
 
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
@@ -35,68 +52,188 @@ def test_a_signal_asks_the_workers_and_waits_for_them(number: int, word: str, tm
     def run() -> str:
         send(number)
         wait_until(file.exists)
+        wait_until(lambda: bool(told))
         return file.read_text()
 
-    assert run_stoppable(run, file, lambda: True, told.append)[0] == word
+    with own(tmp_path) as owner:
+        assert run_stoppable(run, owner, lambda: True, told.append) == (word, word)
     assert told == [f"{word}: saving at the end of this step; once more to leave at once"]
     assert not file.exists() and signal.getsignal(number) is before
 
 
-def test_who_else_asks_for_a_stop_is_the_reason(tmp_path: Path) -> None:
+def test_who_else_asks_for_a_stop_is_the_reason(owner: Owner) -> None:
+    told: list[str] = []
+
     def run() -> str:
-        ask_to_stop(tmp_path / STOP, "sftray stop")
+        ask_to_stop(owner.stop_file, "sftray stop")
+        wait_until(lambda: bool(told))
         return "saved"
 
-    result, request = run_stoppable(run, tmp_path / STOP, lambda: True, print)
-    assert (result, request.reason) == ("saved", "sftray stop") and not (tmp_path / STOP).exists()
+    assert run_stoppable(run, owner, lambda: True, told.append) == ("saved", "sftray stop")
+    assert told == ["sftray stop: saving at the end of this step"]
 
 
-def test_where_nobody_could_save_a_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_a_signal_after_a_stop_from_elsewhere_is_the_first_one(owner: Owner) -> None:
+    told: list[str] = []
+
+    def run() -> str:
+        ask_to_stop(owner.stop_file, "sftray stop")
+        wait_until(lambda: len(told) == 1)
+        send(signal.SIGTERM)
+        wait_until(lambda: len(told) == 2)
+        return "saved"
+
+    assert run_stoppable(run, owner, lambda: True, told.append) == ("saved", "SIGTERM")
+
+
+def test_a_stop_that_was_asked_of_the_owner_before_is_forgotten(tmp_path: Path) -> None:
+    ask_to_stop(tmp_path / STOP, "sftray stop")
+    with own(tmp_path) as owner:
+        owner.check()
+        assert run_stoppable(lambda: "done", owner, lambda: True, print) == ("done", "")
+
+
+def test_who_waits_before_the_workers_are_there_is_interrupted(owner: Owner) -> None:
+    owner.check()
+    ask_to_stop(owner.stop_file, "sftray stop")
+    with pytest.raises(KeyboardInterrupt, match="sftray stop"):
+        owner.check()
+    owner.lease.is_lost.set()
+    with pytest.raises(FencedError):
+        owner.check()
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "sftray stop"])
+def test_where_nobody_could_save_it_ends_at_once(by: str, owner: Owner) -> None:
     done = threading.Event()
+
+    def run() -> None:
+        if by == "SIGTERM":
+            send(signal.SIGTERM)
+        else:
+            ask_to_stop(owner.stop_file, by)
+        done.wait(60)
+
+    with pytest.raises(KeyboardInterrupt, match=by):
+        run_stoppable(run, owner, lambda: False, print)
+    done.set()
+
+
+def test_workers_that_are_lost_before_they_have_saved_are_waited_for_in_vain_for_a_while(owner: Owner) -> None:
+    looks, done = list[float](), threading.Event()
+
+    def is_at_work() -> bool:
+        looks.append(time.monotonic())
+        return len(looks) == 1
 
     def run() -> None:
         send(signal.SIGTERM)
         done.wait(60)
 
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        run_stoppable(run, tmp_path / STOP, lambda: False, print)
+        run_stoppable(run, owner, is_at_work, quiet, grace_s=1.0)
     done.set()
-    assert not (tmp_path / STOP).exists()
+    assert looks[-1] - looks[0] >= 1.0
 
 
-def test_a_signal_that_is_passed_on_to_who_has_it_already_is_one(tmp_path: Path) -> None:
+def test_a_signal_that_is_passed_on_to_who_has_it_already_is_one(owner: Owner) -> None:
     """As make and timeout do: the group has it from the terminal, and they send it again."""
 
     def run() -> str:
         send(signal.SIGTERM)
-        wait_until((tmp_path / STOP).exists)
         send(signal.SIGTERM)
+        wait_until(owner.stop_file.exists)
         return "ended by itself"
 
-    result, request = run_stoppable(run, tmp_path / STOP, lambda: True, lambda text: None)
-    assert (result, request.reason) == ("ended by itself", "SIGTERM")
+    assert run_stoppable(run, owner, lambda: True, quiet) == ("ended by itself", "SIGTERM")
 
 
-def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_the_second_signal_ends_it_at_once(owner: Owner) -> None:
     done = threading.Event()
 
     def run() -> None:
         send(signal.SIGTERM)
-        wait_until((tmp_path / STOP).exists)
+        wait_until(owner.stop_file.exists)
         send(signal.SIGINT)
         done.wait(60)
 
     with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
-        run_stoppable(run, tmp_path / STOP, lambda: True, lambda text: None)
+        run_stoppable(run, owner, lambda: True, quiet)
     done.set()
 
 
-def test_without_a_signal_it_is_the_function_and_its_errors(tmp_path: Path) -> None:
-    (tmp_path / STOP).write_text("of an attempt that was killed")
-    result, request = run_stoppable((tmp_path / STOP).exists, tmp_path / STOP, lambda: True, print)
-    assert result is False and request.reason is None
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Iterator[tuple[Path, Proxy]]:
+    """A run's place in a bucket that can go away."""
+    with run_proxy(s3_endpoint) as proxy:
+        yield as_path(make_place(s3_endpoint, proxy.address)), proxy
+
+
+def test_a_signal_while_the_bucket_is_away_is_seen_to_when_it_is_back(bucket: tuple[Path, Proxy]) -> None:
+    run_dir, proxy = bucket
+    Journal(run_dir).add_event("running", 1)
+    told: list[str] = []
+
+    def run() -> str:
+        proxy.faults = Faults(is_down=True)
+        before = proxy.counts["before"]
+        send(signal.SIGTERM)
+        wait_until(lambda: proxy.counts["before"] > before)
+        proxy.faults = Faults()
+        wait_until(lambda: bool(told))
+        return (run_dir / STOP).read_text()
+
+    with own(run_dir) as owner:
+        at_work = functools.partial(are_workers_at_work, Journal(run_dir))
+        assert run_stoppable(run, owner, at_work, told.append) == ("SIGTERM", "SIGTERM")
+    assert told[-1] == "SIGTERM: saving at the end of this step; once more to leave at once"
+    assert not (run_dir / STOP).exists()
+
+
+def test_the_second_signal_is_heard_while_the_bucket_is_away(bucket: tuple[Path, Proxy]) -> None:
+    run_dir, proxy = bucket
+    Journal(run_dir).add_event("running", 1)
+    done = threading.Event()
+
+    def run() -> None:
+        proxy.faults = Faults(is_down=True)
+        before = proxy.counts["before"]
+        send(signal.SIGTERM)
+        wait_until(lambda: proxy.counts["before"] > before)
+        send(signal.SIGINT)
+        done.wait(60)
+
+    with own(run_dir) as owner:
+        with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
+            run_stoppable(run, owner, functools.partial(are_workers_at_work, Journal(run_dir)), quiet)
+        done.set()
+        proxy.faults = Faults()
+
+
+def test_a_store_that_refuses_is_told_once(owner: Owner) -> None:
+    looks, told = list[int](), list[str]()
+
+    def is_at_work() -> bool:
+        looks.append(1)
+        if len(looks) < 3:
+            raise OSError("the bucket is away")
+        return True
+
+    def run() -> str:
+        send(signal.SIGTERM)
+        wait_until(owner.stop_file.exists)
+        return "saved"
+
+    assert run_stoppable(run, owner, is_at_work, told.append) == ("saved", "SIGTERM")
+    folder = owner.stop_file.parent
+    assert told[0] == f"SIGTERM: {folder} does not answer, and is asked again until it does"
+    assert not any("does not answer" in line for line in told[1:])
+
+
+def test_without_a_signal_it_is_the_function_and_its_errors(owner: Owner) -> None:
+    assert run_stoppable(owner.stop_file.exists, owner, lambda: True, print) == (False, "")
     with pytest.raises(ZeroDivisionError):
-        run_stoppable(lambda: 1 / 0, tmp_path / STOP, lambda: True, print)
+        run_stoppable(lambda: 1 / 0, owner, lambda: True, print)
 
 
 @pytest.mark.parametrize(
