@@ -29,6 +29,7 @@ _POLL_S = 0.1  # how soon a signal is acted upon: Python runs handlers between t
 _SAME_S = 0.3
 _LOOK_S = 0.5
 _GRACE_S = 60.0
+_SOMEBODY = "a stop was asked for"  # as long as a bucket that is away does not say by whom
 _AT_WORK = "running"
 _NOT_AT_WORK = ("starting", "worker_failed", "frozen", "not_joined")
 
@@ -165,7 +166,7 @@ class _Stop:
         asked, is_refused, last = "", False, time.monotonic() - self._grace_s
         while not self._is_over.is_set():
             try:
-                self.reason = self._signal or self.reason or _read_reason(self._owner.stop_file)
+                self.reason = self._signal or self.reason or self._owner.stop_file.read_text(encoding="utf-8")
                 if self._is_at_work():
                     last = time.monotonic()
                     asked = self._ask(asked)
@@ -174,7 +175,8 @@ class _Stop:
                     return
             except OSError:  # a bucket's, which has been asked for a while
                 if not is_refused:
-                    self._tell(f"{self.reason}: {folder} does not answer, and is asked again until it does")
+                    by = self.reason or _SOMEBODY
+                    self._tell(f"{by}: {folder} does not answer, and is asked again until it does")
                 is_refused = True
             self._is_over.wait(choose_pause(folder, _LOOK_S))
 
@@ -194,7 +196,7 @@ def _read_reason(stop_file: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError:
-        return "a stop was asked for"
+        return _SOMEBODY
 
 
 def ask_to_stop(stop_file: Path, reason: str) -> None:
