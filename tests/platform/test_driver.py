@@ -264,8 +264,10 @@ def test_a_stop_while_nodes_are_waited_for_ends_the_wait(
     stop: Any, by: str, saved: bool, code: int, ray_address: str, tmp_path: Path
 ) -> None:
     run_dir = write_started(tmp_path, scaling={"num_workers": 60, "wait_minutes": 10})
+    journal = Journal(run_dir)
+    journal.add_event("starting", 0)
     if saved:
-        write_checkpoint(Journal(run_dir), 7)
+        write_checkpoint(journal, 7)
     process = start_command(tmp_path, "resume", str(run_dir), address=ray_address)
     wait_for(lambda: "waiting for nodes, up to 10 min" in read_output(tmp_path), process, tmp_path)
     stop(process, run_dir)
