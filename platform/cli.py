@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,7 +12,7 @@ from sftray.platform.cli_jobs import doctor, logs, status, stop, submit
 from sftray.platform.cli_runs import runs
 from sftray.platform.cli_sweep import show_sweep, tune
 from sftray.platform.cli_words import Config, Json, Overrides, Run, Store
-from sftray.platform.exits import OUR_BUG, USAGE, print_json, report_problems, run_guarded
+from sftray.platform.exits import OUR_BUG, USAGE, leave, print_json, report_problems, run_guarded
 from sftray.train_fn.errors import Problem
 
 app = typer.Typer(
@@ -166,5 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def run_command() -> NoReturn:
+    """What `sftray` runs."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command()

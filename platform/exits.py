@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from types import FrameType
+from typing import NoReturn
 
 from sftray.train_fn.errors import Problem, UserError
 
 USAGE, OUR_BUG, INTERRUPTED = 2, 70, 130
+DRIVER = "run-driver"  # the thread that drives a run or a sweep
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell says it
 _STYLES = {r"^error(?=  )": "bold red", r"^  why(?=  )": "dim", r"^  fix(?=  )": "green"}
 
@@ -73,6 +75,20 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code`.
+
+    A run that was left at once has a thread deep in Ray, which crashes, now and then, while the interpreter takes
+    itself apart: so that does not happen then.
+    """
+    if any(thread.name == DRIVER for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def report_problems(problems: Sequence[Problem], exit_code: int, as_json: bool) -> int:

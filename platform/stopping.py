@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from sftray.platform.exits import DRIVER
 from sftray.train_fn.journal import EVENTS, STOP, Journal, read_lines
 from sftray.train_fn.lease import Lease, hold_lease
 from sftray.train_fn.looking import choose_pause, watch_for
@@ -115,7 +116,7 @@ def run_stoppable(
         except BaseException as error:  # handed to the thread that waits
             failed.append(error)
 
-    thread = threading.Thread(target=drive, name="run-driver", daemon=True)
+    thread = threading.Thread(target=drive, name=DRIVER, daemon=True)
     with _take_signals(stop.on_signal), contextlib.closing(stop):
         thread.start()
         while thread.is_alive():

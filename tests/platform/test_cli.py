@@ -228,6 +228,21 @@ def test_sigterm_is_an_interrupt_and_lets_go_of_what_is_held(capsys: Capture) ->
     assert not held and signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_that_is_left_behind_does_not_hold_the_end_up() -> None:
+    """Nor does the interpreter take itself apart under its thread: what would be called then is not."""
+    code = """
+import atexit, sys, threading
+from sftray.platform.exits import DRIVER, leave
+threading.Thread(target=threading.Event().wait, name=sys.argv[1].format(DRIVER), daemon=True).start()
+atexit.register(print, "taken apart")
+print("told")
+leave(75)
+"""
+    for name, said in (("{}", "told\n"), ("another", "told\ntaken apart\n")):
+        ended = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stdout) == (75, said), ended.stderr
+
+
 def test_our_bug_leaves_its_traceback_in_a_file(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
