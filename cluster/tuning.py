@@ -88,7 +88,7 @@ class _OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[1] is not None:
-            why = str(record.exc_info[1]).strip().partition("\n")[0][:200]
+            why = str(record.exc_info[1]).strip().partition("\n")[0].partition(". ")[0][:200]
             record.msg, record.args, record.exc_info = f"{record.getMessage()}: {why}", (), None
         return True
 
