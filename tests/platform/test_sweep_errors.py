@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_runs import read_events
 
 from sftray.platform.cli import main
+from sftray.platform.sweep_run import drive_sweep
+from sftray.train_fn.errors import StoppedError
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,16 @@ def test_a_wrong_sweep_is_refused_with_its_mend(
 def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "quickstart", "--space", "nothing", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "why"), [(KeyboardInterrupt(), "Ctrl-C"), (KeyboardInterrupt("sftray stop"), "sftray stop")]
+)
+def test_what_interrupts_a_sweep_stands_in_its_events_and_it_can_go_on(
+    interrupt: KeyboardInterrupt, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError) as caught, drive_sweep(tmp_path):
+        raise interrupt
+    last = read_events(tmp_path)[-1]
+    assert (last["state"], last["why"]) == ("interrupted", why)
+    assert f"sftray resume {tmp_path}" in str(caught.value)
