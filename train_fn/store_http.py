@@ -3,6 +3,7 @@ does what pyarrow has no word for.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,11 +122,17 @@ class HttpBucket:
         def download() -> None:
             pieces = self._stream(key)
             first = next(pieces, b"")
-            with path.open("wb") as file:
-                file.write(first)
-                file.writelines(pieces)
+            file = _do_here(path.open, "wb")
+            try:
+                for piece in itertools.chain([first], pieces):
+                    _do_here(file.write, piece)
+            finally:
+                _do_here(file.close)
 
-        self._try("read", key, download, missing=None)
+        try:
+            self._try("read", key, download, missing=None)
+        except _RefusedHere as refused:
+            raise refused.error from None
 
     def _open(self, key: str) -> Any:
         return self._fs.open_output_stream(f"{self._root}/{key}", compression=None)
@@ -163,6 +170,21 @@ class HttpBucket:
             why=said,
             fix=fixes[bool(_RIGHTS.search(said))],
         )
+
+
+class _RefusedHere(Exception):
+    """This machine refuses, and not the service: to ask it again would be in vain."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _do_here(act: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return act(*arguments)
+    except OSError as error:
+        raise _RefusedHere(error) from error
 
 
 def is_of_storage(error: Exception) -> bool:

@@ -39,7 +39,11 @@ class Bucket(Protocol):
     def upload(self, path: Path, key: str) -> None: ...
 
     def download(self, key: str, path: Path) -> None:
-        """Fill the file at `path`; none appears where there is no such key."""
+        """Fill the file at `path`; none appears where there is no such key.
+
+        Raises:
+            StoreError: the service refuses it. OSError: this machine does, as where its disk is full.
+        """
 
 
 class ObjectStore:

@@ -324,6 +324,17 @@ def test_a_full_disk_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert local_copies.CACHE in str(caught.value)
 
 
+def test_a_disk_here_that_fills_up_on_the_way_is_not_the_bucket_s_error(s3_endpoint: str, proxy: Proxy) -> None:
+    """So the bucket is not asked again."""
+    there = find_bucket(as_path(make_place(s3_endpoint, proxy.address)) / "data")
+    assert there is not None
+    there.write_bytes(b"x" * 100_000)
+    before = proxy.counts["calls"]
+    with pytest.raises(OSError, match="No space left") as caught:
+        there.bucket.download(there.key, Path("/dev/full"))
+    assert not isinstance(caught.value, StoreError) and proxy.counts["calls"] - before <= 3
+
+
 def test_a_folder_is_uploaded_with_all_below_it(place: Path, tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_text("1")
