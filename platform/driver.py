@@ -32,6 +32,7 @@ from sftray.platform.stopping import Owner, are_workers_at_work, own, run_stoppa
 from sftray.platform.summary import RunSummary, summarize
 from sftray.platform.terminal import build_teller
 from sftray.platform.tracking import build_wandb_mirror
+from sftray.train_fn.balance import refuse_dense
 from sftray.train_fn.checkpoint import list_checkpoints
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config
@@ -177,6 +178,7 @@ def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: Ma
     loaded = load_tokenizer(config.model)
     model_config = load_model_config(config.model, loaded)
     refuse_too_long(model_config, config.data.max_seq_len)
+    refuse_dense(model_config, config.model.aux_loss_coef)
     count_parameters_of(model_config)
     prepared = prepare_tokens(config.model, config.data, store / TOKENS, loaded, map_chunks)
     for note in getattr(model_config, ASSUMED, ()):

@@ -21,14 +21,17 @@ from sftray.platform.sweep_files import (
 )
 from sftray.platform.sweep_run import drive_sweep, run_sweep
 from sftray.platform.terminal import build_teller
-from sftray.train_fn.config import RunConfig
+from sftray.train_fn.balance import can_balance
+from sftray.train_fn.config import ModelConfig, RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
 from sftray.train_fn.errors import ConfigError, Problem
 from sftray.train_fn.journal import DATA
+from sftray.train_fn.model import load_model_config
 from sftray.train_fn.places import write_whole
 from sftray.train_fn.prepare import Prepared
 from sftray.train_fn.token_store import TokenStore
+from sftray.train_fn.tokenizer import load_tokenizer
 from sftray.train_fn.trainer import build_run_plan
 from sftray.tune_spaces.halving import plan_evaluations, plan_rungs
 from sftray.tune_spaces.parameters import Options, Space
@@ -72,6 +75,7 @@ def tune_run(resolved: Resolved, label: str, options: SweepOptions, console: Con
     fixed = {key: value for key, value in fixed_values(space).items() if resolved.origin.get(key) != COMMAND_LINE}
     resolved = settle_paths(apply_point(resolved, fixed, f"space {space.name}") if fixed else resolved)
     _check_options(options, space, resolved)
+    _refuse_dense(space, resolved.config.model)
     store = open_store(resolved.config.store)
     check_name_is_free(store, resolved.config.name)
     resolved = keep_inputs(resolved, store)
@@ -152,6 +156,22 @@ def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> N
     if options.searcher is not None:
         check_searcher(space, options.searcher)
     check_space(space, resolved)
+
+
+def _refuse_dense(space: Space, model: ModelConfig) -> None:
+    """A weight that is searched, of what the model has not, would fail in each trial."""
+    key = "model.aux_loss_coef"
+    if any(key in parameter.keys for parameter in space.parameters):
+        model_config = load_model_config(model, load_tokenizer(model))
+        if not can_balance(model_config):
+            raise ConfigError(
+                Problem(
+                    f"{key} is searched, and a {model_config.model_type} model has no auxiliary loss",
+                    where=f"space {space.name}",
+                    why="it weighs the loss that keeps experts evenly used, which few models give",
+                    fix="leave it out of the space",
+                )
+            )
 
 
 def _settle(options: SweepOptions, space: Space, config: RunConfig, prepared: Prepared, name: str) -> SweepSettings:

@@ -52,13 +52,7 @@ class Routers:
         if not self.tell and not gives_loss:
             self.weight = 0.0
         if asked and not self.weight:
-            raise ConfigError(
-                Problem(
-                    f"model.aux_loss_coef is {asked:g}, and {type(model).__name__} has no auxiliary loss",
-                    why="it weighs the loss that keeps experts evenly used, which few models give",
-                    fix="model.aux_loss_coef=null",
-                )
-            )
+            raise ConfigError(_describe_idle(asked, type(model).__name__))
 
     def listen(self) -> None:
         """Keep what the next forward gives; not what gradient checkpointing computes again after it."""
@@ -104,6 +98,25 @@ def _find_routers(model: nn.Module) -> list[nn.Module]:
 def _is_routing(output: Any) -> bool:
     """(logits, weights, choice), which is what nearly all families' routers give."""
     return isinstance(output, tuple) and len(output) == 3 and not output[2].is_floating_point()
+
+
+def can_balance(config: Any) -> bool:
+    """Whether a model of this config has an auxiliary loss to weigh, as far as the config says."""
+    return choose_balance(config, 1.0)[1] > 0
+
+
+def refuse_dense(config: Any, asked: float | None) -> None:
+    """Raise ConfigError where a weight is asked for and there is nothing to weigh."""
+    if asked and not can_balance(config):
+        raise ConfigError(_describe_idle(asked, f"a {config.model_type} model"))
+
+
+def _describe_idle(asked: float, model: str) -> Problem:
+    return Problem(
+        f"model.aux_loss_coef is {asked:g}, and {model} has no auxiliary loss",
+        why="it weighs the loss that keeps experts evenly used, which few models give",
+        fix="model.aux_loss_coef=null",
+    )
 
 
 def choose_balance(config: Any, asked: float | None) -> tuple[Form, float]:

@@ -29,6 +29,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--space", "batch.yaml", "--scheduler", "pbt"], "nothing that pbt could change in mid-run"),
         (["--space", "grid.yaml", "--search", "tpe"], "is a grid, and tpe samples"),
         (["--space", "wrong.yaml"], "wrong.yaml:1"),
+        (["--space", "experts.yaml"], "model.aux_loss_coef is searched, and a llama model has no auxiliary loss"),
+        (
+            ["--space", "quickstart", "model.aux_loss_coef=0.1"],
+            "model.aux_loss_coef is 0.1, and a llama model has no",
+        ),
         (["--space", "quickstart", "--trials", "0"], "--trials"),
         (["--space", "quickstart", "--scheduler", "best"], "--scheduler"),
         (["--space", "quickstart", "optim.learnign_rate=1"], "Did you mean optim.learning_rate"),
@@ -41,6 +46,7 @@ def test_a_wrong_sweep_is_refused_with_its_mend(
 ) -> None:
     (tmp_path / "batch.yaml").write_text("train.gradient_accumulation_steps: {choice: [1, 2]}")
     (tmp_path / "grid.yaml").write_text("train.gradient_accumulation_steps: {grid: [1, 2]}")
+    (tmp_path / "experts.yaml").write_text("model.aux_loss_coef: {log_uniform: [1e-3, 1e-1]}")
     (tmp_path / "wrong.yaml").write_text("optim.learning_rate: {log_uniform: [1e-3, 1e-5]}")
     code = main(["tune", "quickstart", *arguments])
     said = capsys.readouterr().err
