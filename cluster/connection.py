@@ -122,8 +122,17 @@ def _join() -> None:
 def _keep_sigterm() -> Iterator[None]:
     """What this process does at SIGTERM, if it has a way of its own: Ray puts one in its place that just leaves."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as end:  # what Ray's do, while it starts a node and after
+        if end.code not in (1, signal.SIGTERM):
+            raise
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
         signal.signal(signal.SIGTERM, before)
 
 

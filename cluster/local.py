@@ -21,6 +21,10 @@ _SETTINGS = {
     # Processes that train together meet there.
     "GLOO_SOCKET_IFNAME": "lo",
 }
+_CONSTANTS = {
+    "ENABLE_RAY_CLUSTER": False,  # the setting RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": 0.0,  # else SIGTERM in mid-start waits a minute for who would move away
+}
 
 
 def start_ray() -> None:
@@ -34,7 +38,7 @@ def start_ray() -> None:
         import ray
 
         try:
-            with _on_loopback():
+            with _with_constants():
                 ray.init(
                     address="local",
                     num_cpus=len(os.sched_getaffinity(0)),
@@ -76,16 +80,16 @@ def make_private_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """The setting of the same name, where Ray was imported before it."""
+def _with_constants() -> Iterator[None]:
+    """What Ray has read from the environment when it was imported, which may have been before this."""
     from ray._private import ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    before = {name: getattr(ray_constants, name) for name in _CONSTANTS}
+    vars(ray_constants).update(_CONSTANTS)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        vars(ray_constants).update(before)
 
 
 @contextlib.contextmanager

@@ -53,6 +53,30 @@ def test_a_run_that_starts_ray_keeps_it_to_the_loopback_and_behind_a_token(tmp_p
         assert (tmp_path / "token").read_text() not in commands
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("started", ["gcs_server", "raylet/raylet"])
+def test_sigterm_while_ray_starts_is_an_interrupt_and_leaves_nothing(started: str, tmp_path: Path) -> None:
+    """Ray's own way would be to end with 1 or 15, without a word.
+
+    Agents that its raylet was just starting find out by themselves that it is gone, in a minute.
+    """
+    (tmp_path / "run.yaml").write_text(dump_config(Resolved(build_config(tmp_path), {})))
+    driver = start_command(tmp_path, "train", "run.yaml")
+    family: set[int] = set()
+
+    def is_started() -> bool:
+        family.update(list_offspring(driver.pid))
+        return any(started in process.command for process in list_processes() if process.pid in family)
+
+    wait_for(is_started, driver, tmp_path)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 130, read_output(tmp_path)
+    assert "interrupted" in read_output(tmp_path) and "SIGTERM" in read_output(tmp_path)
+    left = (process for process in list_processes() if process.pid in family)
+    assert [process for process in left if "agent" not in process.command.lower()] == []
+    assert not list((tmp_path / "runs").glob("run*"))
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where Ray's files would go."""
