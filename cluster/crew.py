@@ -94,7 +94,7 @@ class Crew:
         self._looked = time.monotonic()
         with contextlib.suppress(OSError):  # a bucket that does not answer is asked again
             self._has_room = (self.folder / _GROUP).exists()
-            free_lost(self.folder.parent)
+            free_lost(self.folder.parent, others_than=self.folder)
 
     def dismiss(self) -> None:
         """Let the workers go, which frees what they hold; those that are at a job end with this process."""
@@ -145,9 +145,11 @@ def dismiss() -> None:
     _crew = None
 
 
-def free_lost(home: Path) -> None:
+def free_lost(home: Path, others_than: Path | None = None) -> None:
     """Free what crews hold whose directors were killed; in a bucket it takes several looks to know that."""
     for folder in home.glob("workers-*"):
+        if folder == others_than:
+            continue
         with contextlib.suppress(OSError, RayError), _judge.take_if_lost(folder) as is_lost:
             if is_lost:
                 _free(folder)

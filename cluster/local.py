@@ -23,7 +23,7 @@ _SETTINGS = {
 }
 _CONSTANTS = {
     "ENABLE_RAY_CLUSTER": False,  # the setting RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": 0.0,  # else SIGTERM in mid-start waits a minute for who would move away
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": 0.0,  # else SIGTERM in mid-start waits for who would move away
 }
 
 
