@@ -11,7 +11,8 @@ import pytest
 import ray
 from local_runs import build_job, hash_newest
 from processes import has_ended
-from ray.util import placement_group_table
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from s3_server import make_place
 from tiny_runs import build_config, read_events, trace
 from waiting import wait_until
 
@@ -21,6 +22,7 @@ from sftray.cluster.launch import run_workers
 from sftray.cluster.resources import Placement
 from sftray.train_fn.config import ScalingConfig
 from sftray.train_fn.errors import DivergedError
+from sftray.train_fn.places import as_path, write_whole
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_address")]
 
@@ -44,7 +46,7 @@ def run(job: dict[str, Any], placement: Placement, max_failures: int = 1) -> dic
 
 
 def find(job: dict[str, Any], state: str) -> list[dict[str, Any]]:
-    run_dir = Path(job["run_dir"])
+    run_dir = as_path(job["run_dir"])
     events = read_events(run_dir) if (run_dir / "events.jsonl").exists() else []
     return [event for event in events if event["state"] == state]
 
@@ -144,3 +146,24 @@ def test_what_a_killed_director_leaves_is_freed(tmp_path: Path, placement: Place
     crew.free_lost(home)
     assert list(home.iterdir()) == []
     wait_until(lambda: list_groups() == [], 5)
+
+
+@pytest.mark.chaos
+def test_in_a_bucket_what_is_left_is_freed_while_the_next_workers_wait_for_it(
+    tmp_path: Path, placement: Placement, s3_endpoint: str
+) -> None:
+    crew.dismiss()
+    far, job = as_path(make_place(s3_endpoint)), make_job(tmp_path, "job")
+    job["run_dir"] = str(far / "job")
+    left, room = placement_group([{"CPU": 2}]), placement_group([{"CPU": 2}])  # together the whole cluster
+    ray.get([left.ready(), room.ready()], timeout=60)
+    mailbox = far / crew.CREWS / "workers-left"
+    write_whole(mailbox / "director-lives", "1.0")
+    write_whole(mailbox / "placement-group", left.id.hex())
+    try:
+        assert run(job, placement)["step"] == 6
+        assert left.id.hex() not in list_groups() and room.id.hex() in list_groups()
+        assert not mailbox.exists()
+    finally:
+        crew.dismiss()
+        remove_placement_group(room)
