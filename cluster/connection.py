@@ -127,8 +127,8 @@ def _keep_sigterm() -> Iterator[None]:
         return
     try:
         yield
-    except SystemExit as end:  # what Ray's do, while it starts a node and after
-        if end.code not in (1, signal.SIGTERM):
+    except SystemExit as end:  # what Ray's does
+        if end.code != signal.SIGTERM:
             raise
         signal.signal(signal.SIGTERM, before)
         signal.raise_signal(signal.SIGTERM)

@@ -21,10 +21,6 @@ _SETTINGS = {
     # Processes that train together meet there.
     "GLOO_SOCKET_IFNAME": "lo",
 }
-_CONSTANTS = {
-    "ENABLE_RAY_CLUSTER": False,  # the setting RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": 0.0,  # else SIGTERM in mid-start waits for who would move away
-}
 
 
 def start_ray() -> None:
@@ -38,7 +34,7 @@ def start_ray() -> None:
         import ray
 
         try:
-            with _with_constants():
+            with _on_loopback():
                 ray.init(
                     address="local",
                     num_cpus=len(os.sched_getaffinity(0)),
@@ -80,16 +76,16 @@ def make_private_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _with_constants() -> Iterator[None]:
-    """What Ray has read from the environment when it was imported, which may have been before this."""
+def _on_loopback() -> Iterator[None]:
+    """The setting of the same name, where Ray was imported before it."""
     from ray._private import ray_constants
 
-    before = {name: getattr(ray_constants, name) for name in _CONSTANTS}
-    vars(ray_constants).update(_CONSTANTS)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        vars(ray_constants).update(before)
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

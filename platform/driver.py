@@ -28,7 +28,7 @@ from sftray.platform.run_directory import (
     open_store,
     take_run_directory,
 )
-from sftray.platform.stopping import Owner, are_workers_at_work, own, run_stoppable
+from sftray.platform.stopping import Owner, are_workers_at_work, own, record_interrupt, run_stoppable
 from sftray.platform.summary import RunSummary, summarize
 from sftray.platform.terminal import build_teller
 from sftray.platform.tracking import build_wandb_mirror
@@ -178,7 +178,8 @@ def prepare_run(config: RunConfig, store: Path, console: Console, map_chunks: Ma
     loaded = load_tokenizer(config.model)
     model_config = load_model_config(config.model, loaded)
     refuse_too_long(model_config, config.data.max_seq_len)
-    refuse_dense(model_config, config.model.aux_loss_coef)
+    if weight := config.model.aux_loss_coef:
+        refuse_dense(model_config, f"is {weight:g}")
     count_parameters_of(model_config)
     prepared = prepare_tokens(config.model, config.data, store / TOKENS, loaded, map_chunks)
     for note in getattr(model_config, ASSUMED, ()):
@@ -222,10 +223,7 @@ def _drive(run_dir: Path) -> Iterator[Owner]:
         try:
             yield owner
         except KeyboardInterrupt as interrupt:
-            journal = Journal(run_dir)
-            why = str(interrupt) or "Ctrl-C"  # Python's own has no text
-            with contextlib.suppress(OSError):  # a bucket that is away: then the next line says so
-                journal.add_event("interrupted", journal.count_attempts(), why)
+            why = record_interrupt(run_dir, interrupt)
             saved = list_checkpoints(run_dir / CHECKPOINTS)
             if saved:
                 raise StoppedError(_describe_stop(run_dir, saved[-1].step, why)) from None

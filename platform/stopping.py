@@ -72,6 +72,14 @@ def own(folder: Path) -> Iterator[Owner]:
                 stop_file.unlink(missing_ok=True)
 
 
+def record_interrupt(folder: Path, interrupt: KeyboardInterrupt) -> str:
+    """A line for the events of a run or a sweep; who interrupted it."""
+    by, journal = str(interrupt) or "Ctrl-C", Journal(folder)  # Python's own has no text
+    with contextlib.suppress(OSError):  # a bucket that is away is no reason to stay
+        journal.add_event("interrupted", journal.count_attempts(), by)
+    return by
+
+
 def are_workers_at_work(journal: Journal) -> bool:
     """Whether there are workers that train and so could save: not before they have joined, nor after they failed.
 

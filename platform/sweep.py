@@ -21,7 +21,7 @@ from sftray.platform.sweep_files import (
 )
 from sftray.platform.sweep_run import drive_sweep, run_sweep
 from sftray.platform.terminal import build_teller
-from sftray.train_fn.balance import can_balance
+from sftray.train_fn.balance import refuse_dense
 from sftray.train_fn.config import ModelConfig, RunConfig
 from sftray.train_fn.config_file import Resolved, dump_config, load_config
 from sftray.train_fn.config_problems import COMMAND_LINE
@@ -160,18 +160,8 @@ def _check_options(options: SweepOptions, space: Space, resolved: Resolved) -> N
 
 def _refuse_dense(space: Space, model: ModelConfig) -> None:
     """A weight that is searched, of what the model has not, would fail in each trial."""
-    key = "model.aux_loss_coef"
-    if any(key in parameter.keys for parameter in space.parameters):
-        model_config = load_model_config(model, load_tokenizer(model))
-        if not can_balance(model_config):
-            raise ConfigError(
-                Problem(
-                    f"{key} is searched, and a {model_config.model_type} model has no auxiliary loss",
-                    where=f"space {space.name}",
-                    why="it weighs the loss that keeps experts evenly used, which few models give",
-                    fix="leave it out of the space",
-                )
-            )
+    if any("model.aux_loss_coef" in parameter.keys for parameter in space.parameters):
+        refuse_dense(load_model_config(model, load_tokenizer(model)), "is searched", "leave it out of the space")
 
 
 def _settle(options: SweepOptions, space: Space, config: RunConfig, prepared: Prepared, name: str) -> SweepSettings:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sftray.cluster.resources import Placement, look_at_cluster
 from sftray.platform.leaderboard import choose_finalists, load_leaderboard
-from sftray.platform.stopping import Owner, are_workers_at_work, own, run_stoppable
+from sftray.platform.stopping import Owner, are_workers_at_work, own, record_interrupt, run_stoppable
 from sftray.platform.sweep_feed import Feed, Sweep
 from sftray.platform.sweep_files import read_ledger
 from sftray.platform.sweep_gauges import SweepGauges
@@ -36,10 +36,7 @@ def drive_sweep(sweep_dir: Path) -> Iterator[Owner]:
         try:
             yield owner
         except KeyboardInterrupt as interrupt:
-            why = str(interrupt) or "Ctrl-C"  # Python's own has no text
-            journal = Journal(sweep_dir)
-            with contextlib.suppress(OSError):  # a bucket that is away
-                journal.add_event("interrupted", journal.count_attempts(), why)
+            why = record_interrupt(sweep_dir, interrupt)
             fix = f"sftray resume {spell(sweep_dir)}"
             raise StoppedError(Problem("the sweep was interrupted", why=why, fix=fix)) from None
 

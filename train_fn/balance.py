@@ -15,6 +15,7 @@ from sftray.train_fn.errors import ConfigError, Problem
 Form = Literal["batch", "sequence"]
 # A key of a model's config: its auxiliary loss is of the form `sequence`, with this weight.
 SEQUENCE_WEIGHT = "seq_aux_alpha"
+_OWN = "model.aux_loss_coef=null"  # the model's own weight
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Routers:
         if not self.tell and not gives_loss:
             self.weight = 0.0
         if asked and not self.weight:
-            raise ConfigError(_describe_idle(asked, type(model).__name__))
+            raise ConfigError(_describe_idle(f"is {asked:g}", type(model).__name__))
 
     def listen(self) -> None:
         """Keep what the next forward gives; not what gradient checkpointing computes again after it."""
@@ -100,22 +101,17 @@ def _is_routing(output: Any) -> bool:
     return isinstance(output, tuple) and len(output) == 3 and not output[2].is_floating_point()
 
 
-def can_balance(config: Any) -> bool:
-    """Whether a model of this config has an auxiliary loss to weigh, as far as the config says."""
-    return choose_balance(config, 1.0)[1] > 0
+def refuse_dense(config: Any, said: str, fix: str = _OWN) -> None:
+    """Raise ConfigError where a model of this config has no auxiliary loss, and `said` is of its weight."""
+    if not choose_balance(config, 1.0)[1]:
+        raise ConfigError(_describe_idle(said, f"a {config.model_type} model", fix))
 
 
-def refuse_dense(config: Any, asked: float | None) -> None:
-    """Raise ConfigError where a weight is asked for and there is nothing to weigh."""
-    if asked and not can_balance(config):
-        raise ConfigError(_describe_idle(asked, f"a {config.model_type} model"))
-
-
-def _describe_idle(asked: float, model: str) -> Problem:
+def _describe_idle(said: str, model: str, fix: str = _OWN) -> Problem:
     return Problem(
-        f"model.aux_loss_coef is {asked:g}, and {model} has no auxiliary loss",
+        f"model.aux_loss_coef {said}, and {model} has no auxiliary loss",
         why="it weighs the loss that keeps experts evenly used, which few models give",
-        fix="model.aux_loss_coef=null",
+        fix=fix,
     )
 
 
