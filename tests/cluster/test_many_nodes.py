@@ -1,10 +1,13 @@
 """Where workers and trials lie on clusters of several real nodes, and a node that is lost in a sweep."""
 
 import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import read_output, start_command, wait_for
@@ -36,15 +39,12 @@ class Cluster:
 
     def list_sides(self, run_dir: Path) -> list[str]:
         """The node of each worker of the newest attempt that began to train."""
-        newest = [event for event in read_events(run_dir) if event["state"] == "running"][-1]
-        return sorted(self.find_side(pid) for pid in newest["pids"])
+        return sorted(map(self.find_side, find_starts(run_dir)[-1]["pids"]))
 
     def find_side(self, pid: int) -> str:
         """The node in whose own folder a process has its log; it may have ended since."""
-        folders = {name: Path(node.args[node.args.index("--temp-dir") + 1]) for name, node in self.nodes.items()}  # type: ignore[index,union-attr]  # a list of texts
-        (side,) = (
-            name for name, folder in folders.items() if list(folder.glob(f"session_2*/logs/worker-*-{pid}.out"))
-        )
+        log = f"session_2*/logs/worker-*-{pid}.out"
+        (side,) = (name for name, folder in self.folders.items() if list(folder.glob(log)))
         return side
 
 
@@ -60,8 +60,14 @@ def start_cluster(num_cpus: int) -> Iterator[Cluster]:
         yield Cluster(address, nodes, {side: find_folder(node) for side, node in nodes.items()})
 
 
-def count_saved(run_dir: Path) -> int:
-    return len(list_checkpoints(run_dir / "checkpoints"))
+def find_starts(run_dir: Path) -> list[dict[str, Any]]:
+    """The events of the attempts that began to train."""
+    return [event for event in read_events(run_dir) if event["state"] == "running"]
+
+
+def find_saved_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    return max((each.step for each in list_checkpoints(run_dir / "checkpoints")), default=0)
 
 
 def find_folder(node: "subprocess.Popen[bytes]") -> Path:
@@ -107,16 +113,19 @@ def test_a_node_lost_in_a_sweep_costs_its_trial_the_way_since_the_last_checkpoin
     with start_cluster(1) as cluster:
         process = start_command(tmp_path, *asked, address=cluster.address)
         trials = [tmp_path / "runs" / "swept" / f"trial-00{number}" for number in range(2)]
-        wait_for(lambda: all(count_saved(trial) for trial in trials), process, tmp_path)
-        lost, kept = sorted(trials, key=count_saved)  # who has just begun has not ended when its node does
+        wait_for(lambda: all(map(find_saved_step, trials)), process, tmp_path)
+        lost, kept = sorted(trials, key=find_saved_step)  # who began last has the longest way
+        (pid,) = find_starts(lost)[-1]["pids"]
+        os.kill(pid, signal.SIGSTOP)  # however fast the machine, it does not end before its node does
         (its_own,), (other,) = cluster.list_sides(lost), cluster.list_sides(kept)
         assert {its_own, other} == {*SIDES}, "one on each node"
         kill_node(cluster.nodes[its_own])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # where Ray gave it a process group of its own
         assert process.wait(120) == 0, read_output(tmp_path)
         assert cluster.list_sides(lost) == cluster.list_sides(kept) == [other]
-    starts = {trial: [event for event in read_events(trial) if event["state"] == "running"] for trial in trials}
-    assert len(starts[kept]) == 1
-    first, second = starts[lost]
+    assert len(find_starts(kept)) == 1
+    first, second = find_starts(lost)
     assert second["step"] >= 1 and second["attempt"] == first["attempt"] + 1, "it goes on from its checkpoint"
     assert all(read_events(trial)[-1]["state"] == "finished" for trial in trials)
     assert all(check_ledger(trial).holds for trial in trials)

@@ -23,7 +23,7 @@ SPACE = "train.gradient_accumulation_steps: {grid: [1, 2, 4]}\noptim.learning_ra
 
 
 def prepare(folder: Path) -> list[str]:
-    changes: dict[str, Any] = {"train": {"epochs": 3}, "scaling": {"num_workers": 1, "use_gpu": False}}
+    changes: dict[str, Any] = {"train": {"epochs": 15}, "scaling": {"num_workers": 1, "use_gpu": False}}
     (folder / "run.yaml").write_text(dump_config(Resolved(build_config(folder, **changes), {})))
     (folder / "space.yaml").write_text(SPACE)
     return ["tune", "run.yaml", "--space", "space.yaml", "--scheduler", "none", "--json", "name=swept"]

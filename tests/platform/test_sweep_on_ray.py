@@ -124,13 +124,13 @@ def test_a_killed_trial_goes_on_and_the_others_do_not_notice(tmp_path: Path) -> 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    folder = sweep(tmp_path, {RATE: {"grid": [1e-2, 5e-3]}}, {"train": {"epochs": 12}}, concurrent=2)
+    folder = sweep(tmp_path, {RATE: {"grid": [1e-2, 5e-3]}}, {"train": {"epochs": 24}}, concurrent=2)
     killer.join()
     assert read_states(folder) == {"trial-000": "finished", "trial-001": "finished"}
     assert count_events(folder / "trial-000", "running") == 2
     assert count_events(folder / "trial-001", "running") == 1
     steps = [row["step"] for row in read_metrics(folder / "trial-000")]
-    assert steps == list(range(73))
+    assert steps == list(range(145))
 
 
 def test_trials_of_several_workers_fill_the_cluster_without_a_deadlock(tmp_path: Path) -> None:
