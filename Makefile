@@ -21,11 +21,13 @@ $(STAMP): cluster/requirements.txt pyproject.toml
 quickstart: $(STAMP)  ## train the small model that ships, on two workers, and show it before and after
 	$(BIN)/sftray train quickstart
 
-test: test-fast  ## all tests that need only Python; those with Ray share one cluster
+test: $(STAMP)  ## all tests that need only Python; those with Ray share one cluster
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not ray and not system and not chaos"
 	$(BIN)/python -m pytest -q -m "ray and not system and not chaos"
 
-test-fast: $(STAMP)  ## the tests without Ray, on two cores
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not ray and not system and not chaos"
+test-fast: $(STAMP)  ## the quick ones of them, in about a minute: no Ray, no whole runs
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not ray and not system and not chaos" \
+		--durations=3 --durations-min=1
 
 test-system: $(STAMP)  ## tests that need Debian packages or root
 	$(BIN)/python -m pytest -q -m "system and not chaos"

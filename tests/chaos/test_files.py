@@ -12,6 +12,8 @@ from short_runs import SEED, count_steps, end_run, is_straight, kill_when, newes
 
 from sftray.train_fn.journal import CHECKPOINTS, EVENTS, read_lines
 
+pytestmark = pytest.mark.slow
+
 Spoil = Callable[[Path, random.Random], None]
 
 

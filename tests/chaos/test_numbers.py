@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from outcomes import Outcome, record
 from safetensors.torch import load_file, save_file
 from short_runs import SEED, newest_of, start_run, straight_run
@@ -13,6 +14,8 @@ from transformers import AutoTokenizer
 from sftray.cluster.processes import run_processes
 from sftray.platform.ledger_check import check_ledger
 from sftray.train_fn.journal import CHECKPOINTS
+
+pytestmark = pytest.mark.slow
 
 NAN = float("nan")
 RARE = "zebra"  # in one row alone

@@ -14,6 +14,8 @@ from short_runs import SEED, count_steps, end_run, find_drafts, is_straight, kil
 from sftray.cluster.processes import Kill, run_processes
 from sftray.train_fn.journal import CHECKPOINTS, EVENTS, SAMPLES, read_lines
 
+pytestmark = pytest.mark.slow
+
 Moment = Callable[[Path], bool]
 
 

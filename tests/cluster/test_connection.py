@@ -14,6 +14,7 @@ from sftray.train_fn.config import ScalingConfig
 from sftray.train_fn.errors import ClusterError
 
 
+@pytest.mark.slow
 def test_too_many_workers_for_this_machine_are_refused_before_ray_is_imported() -> None:
     code = """
 import sys
@@ -38,6 +39,7 @@ def test_where_a_cluster_is_named_this_machine_is_not_asked(monkeypatch: pytest.
     check_this_machine(ScalingConfig(num_workers=100_000))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     write_sums(tmp_path / "train.jsonl", 8)

@@ -56,6 +56,7 @@ def test_in_a_bucket_a_sign_must_stand_still_whatever_time_it_says(far: Path) ->
     assert watch(judge, far, clock, 5, 5) == [True]
 
 
+@pytest.mark.slow
 def test_in_a_bucket_a_sign_that_moves_is_one_of_life(far: Path) -> None:
     clock = Clock()
     judge = Judge(clock)

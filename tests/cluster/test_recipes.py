@@ -157,6 +157,7 @@ def test_what_starts_ray_without_kuberay_says_that_it_wants_a_token(name: str) -
     assert starts and (told or all("RAY_AUTH_MODE=token ray start" in line for line in starts))
 
 
+@pytest.mark.slow
 def test_rays_own_command_makes_a_token_for_its_owner_alone_as_the_recipe_has_it(tmp_path: Path) -> None:
     (command,) = re.findall(r"\(umask .*?\)", (RECIPES / "aws.yaml").read_text(encoding="utf-8"))
     ray_there = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

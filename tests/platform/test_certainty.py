@@ -29,6 +29,7 @@ from sftray.train_fn.journal import Journal
 LOSSES = st.dictionaries(st.integers(1, 6), st.floats(0.1, 10.0), min_size=2, max_size=6)
 
 
+@pytest.mark.slow
 def test_shared_seeds_are_compared_in_pairs() -> None:
     found = compare_settings({1: 1.0, 2: 1.0, 3: 1.0}, {1: 2.0, 2: 3.0, 3: 4.0})
     # Differences 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.3027.

@@ -48,6 +48,7 @@ def ask(run: Path, capsys: Capture, question: str | None = "w5 w6", **options: A
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_answer(journal: Journal, capsys: Capture) -> None:
     said = ask(journal.folder, capsys)
     assert said.endswith("\n")

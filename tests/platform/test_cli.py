@@ -270,6 +270,7 @@ def test_our_bug_is_told_where_no_file_can_be_written(
     assert "error  our bug: ValueError\n" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_a_closed_pipe_is_no_error(tmp_path: Path, extra: list[str]) -> None:
     for number in range(3):
@@ -283,6 +284,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path, extra: list[str]) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_an_encoding_that_cannot_say_it(tmp_path: Path) -> None:
     write_finished_run(tmp_path, settings=["tracking.tags=[中文]"])
     code = "import sys; from sftray.platform.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -97,6 +97,7 @@ def test_gpus_are_told_with_what_torch_makes_of_them(
     assert all(each.what.startswith("a: ") for each in found) and (not found or said in found[-1].what)
 
 
+@pytest.mark.slow
 def test_torch_is_asked_what_it_makes_of_gpus() -> None:
     assert ask_torch().startswith("torch 2.") or ask_torch().startswith("ok ")
 
@@ -111,6 +112,7 @@ def test_nodes_that_take_no_connection_are_named() -> None:
     assert judge_reach(NODE) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_a_store_is_tried(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     place = str(tmp_path / "runs") if kind == "folder" else make_place(request.getfixturevalue("s3_endpoint"))

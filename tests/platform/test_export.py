@@ -26,6 +26,7 @@ def store(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["csv", "parquet", "jsonl"])
 def test_every_run_and_number_is_read_back(store: Path, tmp_path: Path, format: str) -> None:
     path, count = export_runs(str(store), tmp_path / "new" / f"all.{format}")

@@ -52,6 +52,7 @@ def add_row(journal: Journal, step: int) -> None:
     journal.add_metrics({**row, "time": round(time.time(), 3)})
 
 
+@pytest.mark.slow
 def test_rows_arrive_while_a_process_writes_them(tmp_path: Path) -> None:
     code = """if True:
         import sys, time
@@ -106,6 +107,7 @@ def test_state_at_the_end(tmp_path: Path, error: type[BaseException] | None, sta
     assert mirror.state == state
 
 
+@pytest.mark.slow
 def test_torn_line_waits_for_its_end(tmp_path: Path) -> None:
     mirror, path = Recorder(), tmp_path / METRICS
     with Follower(tmp_path, [mirror]), path.open("ab", buffering=0) as file:

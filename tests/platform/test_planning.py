@@ -45,6 +45,7 @@ def show(found: Plan, **settings: Any) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_quickstart_is_planned_whole(tmp_path: Path) -> None:
     found = plan_run(*load_named_config("quickstart", [f"store.path={tmp_path}"]), Console(file=io.StringIO()))
     config = found.resolved.config

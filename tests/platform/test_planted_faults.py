@@ -167,6 +167,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: " ".join([*fault.settings, *fault.files])[:50])
 def test_a_planted_fault_is_said_with_its_place_and_its_fix(
     fault: Fault, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_the_micro_batch_is_what_a_replayed_run_is(replayed: bool, tmp_path: Pat
         load_changed(tmp_path, ["train.micro_batch_size=4"])
 
 
+@pytest.mark.slow
 def test_its_ledger_is_not_held_against_our_order(tmp_path: Path) -> None:
     config = build_config(tmp_path, **SEEDS, train={"replay_seed": True})
     job = build_job(config, tmp_path)
@@ -69,6 +70,7 @@ def test_its_ledger_is_not_held_against_our_order(tmp_path: Path) -> None:
     assert "the seed's loop was replayed" in found.describe()
 
 
+@pytest.mark.slow
 def test_a_run_of_each_loop_can_be_compared_by_what_they_hold_out(tmp_path: Path, capsys: Capture) -> None:
     for name, replayed in (("seed", True), ("ours", False)):
         config = build_config(tmp_path, **SEEDS, train={"replay_seed": replayed, "packing": False})

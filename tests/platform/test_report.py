@@ -51,6 +51,7 @@ def test_a_run_in_one_file(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_file_asks_for_nothing(tmp_path: Path) -> None:
     html = write_report(write_sweep(tmp_path, repeats=2)).read_text(encoding="utf-8")
     library = get_plotlyjs()
@@ -109,6 +110,7 @@ def test_text_of_a_sweep_is_never_obeyed(tmp_path: Path) -> None:
     assert templates and not any("evil" in template or "alert" in template for template in templates)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_one_file(tmp_path: Path) -> None:
     page = report(write_sweep(tmp_path, repeats=2))
     assert page.text.startswith("sweep – sweep sweep sweep finished Best: trial-004, learning_rate 0.00207")
@@ -123,6 +125,7 @@ def test_a_sweep_in_one_file(tmp_path: Path) -> None:
     assert curves[-1]["x"] == [count / 8 for count in range(1, 9)]
 
 
+@pytest.mark.slow
 def test_many_trials_have_a_short_legend_and_all_pictures(tmp_path: Path) -> None:
     page = report(write_sweep(tmp_path, trials=40))
     assert sum(curve["showlegend"] for curve in page.figures[0]["data"]) == 6
@@ -167,6 +170,7 @@ def test_equal_settings(tmp_path: Path) -> None:
     assert "all finished trials have the same settings" in report(folder).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [[1e-4] * 8, [None] * 8, ["cosine", None, True, 3, [1, 2], {"a": 1}, "–", 0.0]])
 def test_any_values_of_settings(tmp_path: Path, values: list[Any]) -> None:
     folder = write_sweep(tmp_path, scheduler="none")
@@ -179,6 +183,7 @@ def test_any_values_of_settings(tmp_path: Path, values: list[Any]) -> None:
     assert "Parallel coordinates" in titles(report(folder))
 
 
+@pytest.mark.slow
 def test_a_setting_that_only_some_trials_have(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path, trials=20, scheduler="none")
     records = read_ledger(folder)
@@ -199,6 +204,7 @@ def test_a_sweep_that_has_just_started(tmp_path: Path) -> None:
     assert page.scripts == []  # no picture, no library
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [METRICS, EVENTS, CONFIG, DATA])
 def test_damaged_trials(tmp_path: Path, name: str) -> None:
     folder = write_sweep(tmp_path, trials=6, scheduler="none")

@@ -97,6 +97,7 @@ def take(store: Path, name: str | None, times: int) -> list[Path | UserError]:
         ]
 
 
+@pytest.mark.slow
 def test_starts_at_once_get_directories_of_their_own(tmp_path: Path) -> None:
     names = {path.name for path in take(tmp_path, None, 30) if isinstance(path, Path)}
     assert names == {"quick", *(f"quick-{number}" for number in range(2, 31))}

@@ -54,6 +54,7 @@ def test_the_frames_are_equal(stores: tuple[Path, Path]) -> None:
     assert runs[0].equals(runs[1]) and list(runs[0]["name"]) == ["beta", "alpha"]
 
 
+@pytest.mark.slow
 def test_commands_find_it_by_url_and_by_name(stores: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = stores
     monkeypatch.setenv("COLUMNS", "240")  # room for both places in a line, whatever the terminal
@@ -68,6 +69,7 @@ def test_commands_find_it_by_url_and_by_name(stores: tuple[Path, Path], monkeypa
         find_run("alhpa", str(there))
 
 
+@pytest.mark.slow
 def test_reports_and_comparisons_are_written(stores: tuple[Path, Path], tmp_path: Path) -> None:
     _, there = stores
     report = write_report(there / "alpha")

@@ -34,6 +34,7 @@ def quiet(text: str) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_asks_the_workers_and_waits_for_them(number: int, word: str, tmp_path: Path) -> None:
     file, told = tmp_path / STOP, list[str]()
@@ -63,6 +64,7 @@ def test_who_else_asks_for_a_stop_is_the_reason(owner: Owner) -> None:
     assert told == ["sftray stop: saving at the end of this step"]
 
 
+@pytest.mark.slow
 def test_a_signal_after_a_stop_from_elsewhere_is_the_first_one(owner: Owner) -> None:
     told: list[str] = []
 
@@ -109,6 +111,7 @@ def test_where_nobody_could_save_it_ends_at_once(by: str, owner: Owner) -> None:
     done.set()
 
 
+@pytest.mark.slow
 def test_workers_that_are_lost_before_they_have_saved_are_waited_for_in_vain_for_a_while(owner: Owner) -> None:
     looks, done = list[float](), threading.Event()
 
@@ -159,6 +162,7 @@ def bucket(s3_endpoint: str) -> Iterator[tuple[Path, Proxy]]:
         yield as_path(make_place(s3_endpoint, proxy.address)), proxy
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_bucket_is_away_is_seen_to_when_it_is_back(bucket: tuple[Path, Proxy]) -> None:
     run_dir, proxy = bucket
     Journal(run_dir).add_event("running", 1)
@@ -180,6 +184,7 @@ def test_a_signal_while_the_bucket_is_away_is_seen_to_when_it_is_back(bucket: tu
     assert not (run_dir / STOP).exists()
 
 
+@pytest.mark.slow
 def test_the_second_signal_is_heard_while_the_bucket_is_away(bucket: tuple[Path, Proxy]) -> None:
     run_dir, proxy = bucket
     Journal(run_dir).add_event("running", 1)
@@ -200,6 +205,7 @@ def test_the_second_signal_is_heard_while_the_bucket_is_away(bucket: tuple[Path,
         proxy.faults = Faults()
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_is_told_once(owner: Owner) -> None:
     looks, told = list[int](), list[str]()
 

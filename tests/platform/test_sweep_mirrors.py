@@ -18,6 +18,8 @@ from sftray.platform.tracking import load_run_id
 from sftray.train_fn.config import TrackingConfig
 from sftray.train_fn.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def own_wandb_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def show(folder: Path, width: int) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
+@pytest.mark.slow
 def test_a_log_gets_one_line_for_each_thing_that_happens(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     progress, file = follow(folder)
@@ -55,6 +56,7 @@ def test_a_log_gets_one_line_for_each_thing_that_happens(tmp_path: Path) -> None
     assert len([line for line in lines if line.startswith("trial-004  progress ")]) == 8
 
 
+@pytest.mark.slow
 def test_a_line_is_out_before_the_sweep_ends(tmp_path: Path) -> None:
     progress, file = follow(tmp_path)
     with progress:

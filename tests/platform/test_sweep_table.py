@@ -38,6 +38,7 @@ def render(folder: Path, width: int) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 160])
 def test_the_table_has_every_trial_and_the_answer(sweep_dir: Path, width: int) -> None:
     text = render(sweep_dir, width)

@@ -29,6 +29,8 @@ from sftray.platform.tracking import WandbMirror, build_wandb_mirror, load_run_i
 from sftray.train_fn.config import TrackingConfig
 from sftray.train_fn.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 CANARY = "0badc0de" * 5  # has the form of a W&B key
 CONFIG = {"optim": {"learning_rate": 2e-5}, "data": {"train": "data/train.jsonl"}}
 MARGIN_SECONDS = 2.0  # closing may take this much longer than W&B is given

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from wandb_probe import read_history, serve_silence
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "sftray.platform.wandb_process"]
 
 

@@ -197,6 +197,7 @@ def test_what_only_looks_odd_is_accepted(tmp_path: Path, data: bytes) -> None:
     assert len(good) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [b"1", b'"\\ud83d"', b'{"a": 1, "a": 2}', b"NaN", b"oh"])
 @pytest.mark.parametrize("opening", [b"[", b'{"a": '])
 def test_nesting_of_any_depth_is_a_row_or_a_problem(tmp_path: Path, opening: bytes, inside: bytes) -> None:

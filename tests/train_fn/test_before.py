@@ -10,6 +10,8 @@ from tiny_runs import build_config
 
 from sftray.train_fn.journal import METRICS, SAMPLES, read_lines
 
+pytestmark = pytest.mark.slow
+
 
 def run_with(folder: Path, name: str, before: Path | None, **changes: Any) -> tuple[list[Any], dict[str, Any]]:
     """The answers and the metrics of step 0 of a run of a few steps, without what was measured by clocks."""

@@ -205,6 +205,7 @@ def test_events_of_many_writers_are_all_there_and_counted(place: Path) -> None:
     assert {row["why"] for row in rows} == {f"{writer}-{number}" for writer in range(4) for number in range(5)}
 
 
+@pytest.mark.slow
 def test_events_are_written_once_though_answers_are_lost(s3_endpoint: str, proxy: Proxy) -> None:
     place = as_path(make_place(s3_endpoint, proxy.address))
     proxy.faults = Faults(error_rate=0.3, seed=3)
@@ -215,6 +216,7 @@ def test_events_are_written_once_though_answers_are_lost(s3_endpoint: str, proxy
     assert [row["why"] for row in read_lines(place / EVENTS)] == [str(number) for number in range(12)]
 
 
+@pytest.mark.slow
 def test_metrics_go_by_themselves_and_never_wait_for_the_bucket(s3_endpoint: str, proxy: Proxy) -> None:
     place = as_path(make_place(s3_endpoint, proxy.address))
     journal = Journal(place, patient=True)
@@ -254,6 +256,7 @@ def test_a_disk_here_that_fills_up_on_the_way_is_not_the_bucket_s_error(s3_endpo
     assert not isinstance(caught.value, StoreError) and proxy.counts["calls"] - before <= 3
 
 
+@pytest.mark.slow
 def test_a_stop_is_seen_at_a_later_look(place: Path, tmp_path: Path) -> None:
     is_there = watch_for([tmp_path / "stop", place / "stop"])
     assert not is_there()

@@ -208,6 +208,7 @@ TEXTS = st.lists(st.sampled_from(ALPHABET), max_size=6).map("".join)
 MESSAGES = st.lists(st.builds(say, st.sampled_from([USER, ASSISTANT, SYSTEM]), TEXTS), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(messages=MESSAGES, row=st.sampled_from([1, LATE_ROW]))
 def test_any_chat_trains_exactly_its_answers(

@@ -57,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_by_plain_transformers(trained: Trainer, root: Path) -> None:
     checkpoint = commit_checkpoint(
         root, describe(3), lambda folder: write_checkpoint(folder, trained, build_tokenizer(), {"step": 3})
@@ -217,6 +218,7 @@ except StoreError as error:
 """
 
 
+@pytest.mark.slow
 def test_tensors_that_do_not_fit_are_a_store_error(root: Path) -> None:
     """The writer of tensors has errors of its own; here the process may write files of 10 kB at most."""
     ended = subprocess.run([sys.executable, "-c", LIMITED, str(root)], check=False, stderr=subprocess.PIPE, text=True)

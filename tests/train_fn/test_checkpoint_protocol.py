@@ -15,6 +15,8 @@ from sftray.train_fn.store import Store, name_claim
 from sftray.train_fn.store_objects import ObjectStore
 from sftray.train_fn.store_posix import FolderStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", MACHINES)
 def test_whatever_happens_what_was_saved_stays(kind: str) -> None:

@@ -15,6 +15,8 @@ from sftray.train_fn.config_syntax import write_value
 from sftray.train_fn.config_words import leaf_fields
 from sftray.train_fn.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

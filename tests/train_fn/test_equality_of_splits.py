@@ -102,6 +102,7 @@ def test_one_worker_learns_the_same(layout: Layout, store: TokenStore, reference
     assert_same_meaning(follow(layout, store), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[2] + LAYOUTS[3], ids=name_layout)
 def test_several_workers_learn_the_same(layout: Layout, spawned: Path, reference: Trace) -> None:
     traces = [load_trace(spawned, name_layout(layout), rank) for rank in range(layout.world_size)]
@@ -123,11 +124,13 @@ def assert_same_balance(trace: Trace, reference: Trace) -> None:
     assert trace.loads == reference.loads, "every token goes to the same experts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS[1], ids=name_layout)
 def test_one_worker_balances_experts_the_same(layout: Layout, store: TokenStore, expert_reference: Trace) -> None:
     assert_same_balance(follow(layout, store, model=build_experts()), expert_reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS[2] + EXPERT_LAYOUTS[3], ids=name_layout)
 def test_several_workers_balance_experts_the_same(layout: Layout, spawned: Path, expert_reference: Trace) -> None:
     traces = [load_trace(spawned, f"experts-{name_layout(layout)}", rank) for rank in range(layout.world_size)]
@@ -143,6 +146,7 @@ def test_the_balance_of_the_experts_decides_what_is_learned(store: TokenStore, e
     assert without.losses[1:] != pytest.approx(expert_reference.losses[1:], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_all_ranks_leave_out_the_step_that_is_broken_on_one(world_size: int, spawned: Path) -> None:
     broken = [np.load(spawned / f"broken-{world_size}-{rank}.npz") for rank in range(world_size)]
@@ -151,6 +155,7 @@ def test_all_ranks_leave_out_the_step_that_is_broken_on_one(world_size: int, spa
         assert np.array_equal(each["weights"], broken[0]["weights"]) and np.isfinite(each["weights"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_same_layout_of_several_workers_gives_the_same_bits(world_size: int, spawned: Path) -> None:
     name = name_layout(LAYOUTS[world_size][-1])
@@ -158,11 +163,13 @@ def test_the_same_layout_of_several_workers_gives_the_same_bits(world_size: int,
     assert np.array_equal(first.weights, again.weights) and first.losses == again.losses
 
 
+@pytest.mark.slow
 def test_the_same_layout_of_one_worker_gives_the_same_bits(store: TokenStore) -> None:
     first, again = (follow(Layout(2, packing=True), store) for _ in range(2))
     assert np.array_equal(first.weights, again.weights) and first.losses == again.losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "keys"), [("llama", {}), ("gpt2", DROPOUT)], ids=["llama", "gpt2 with dropout"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("killed_after", [1, 11])

@@ -75,6 +75,7 @@ def test_of_many_workers_each_has_its_share() -> None:
         assert 6 <= sum(len(row) for rows in forwards for row in rows) <= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_loss_is_that_of_the_plain_formula(
     layout: Layout, store: TokenStore, trainer: Trainer, expected: tuple[float, int]

@@ -17,6 +17,8 @@ from sftray.train_fn.journal import CHECKPOINTS
 from sftray.train_fn.model import load_model_config
 from sftray.train_fn.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 NUM_EXPERTS = 4
 EXPERT_METRICS = ("train/aux_loss", "moe/expert_load_max", "moe/expert_load_min")
 SCRATCH: dict[str, Any] = {

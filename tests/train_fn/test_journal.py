@@ -32,6 +32,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path)
 
 
+@pytest.mark.slow
 def test_writers_at_once_count_on_and_never_mix_their_lines(tmp_path: Path) -> None:
     """Lines of 20 kB, more than any buffer or pipe takes at once."""
     command = [sys.executable, "-c", WRITER, str(tmp_path)]

@@ -278,6 +278,7 @@ def run_races(places: list[str], racers: int) -> list[list[int]]:
     return [list(result) for result in zip(*results, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 @pytest.mark.parametrize("races", [8, pytest.param(150, marks=pytest.mark.chaos)])
 @pytest.mark.parametrize("before", [False, True], ids=["free", "owner is dead"])

@@ -20,6 +20,7 @@ def chain_of(steps: list[list[int]]) -> list[str]:
     return chains
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**40),

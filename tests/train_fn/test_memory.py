@@ -9,6 +9,8 @@ import torch
 from sftray.train_fn import memory
 from sftray.train_fn.memory import measure_peak, reset_peak
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 MB = 2**20
 

@@ -48,6 +48,7 @@ def assert_same_bits(back: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     assert all(back[key].dtype == tensor.dtype and torch.equal(back[key], tensor) for key, tensor in state.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "millions"),
     [(Shape(512, 8), 25.83), (Shape(768, 16), 104.03), (Shape(640, 8, num_experts=4), 145.03)],
@@ -68,6 +69,7 @@ def test_models_of_minimind_s_own_sizes(shape: Shape, millions: float, tmp_path:
     assert_same_bits(read_folder(tmp_path / "out", None).weights, reference.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [0, 4])
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_each_generation_keeps_its_logits_and_its_bits(generation: Generation, experts: int, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def configure(folder: Path, tokenizer: str, **train: Any) -> RunConfig:
     return build_config(folder, model=model, train={"max_steps": 4, "save_every": 2, "epochs": 2, **train})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [0, 4])
 def test_a_run_starts_from_it_goes_on_and_gives_it_back(
     experts: int, tmp_path: Path, loaded: tuple[str, LoadedTokenizer]
@@ -117,6 +118,7 @@ def test_what_the_file_does_not_say_is_in_its_config_and_told(
     assert all("(sftray convert minimind --" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_no_room_for_the_copy_is_the_store_s_error(tmp_path: Path, loaded: tuple[str, LoadedTokenizer]) -> None:
     """In a process of its own, which may write files of 20 kB."""
     save_reference(tmp_path / "in.pth", 0)

@@ -257,6 +257,7 @@ def test_a_template_that_is_edited_between_two_calls_counts(tmp_path: Path, toy:
         assert (text, taught) == (f"<|im_start|>user{header}a{END}\n<|im_start|>assistant{header}b{END}\n", f"b{END}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "validation"])
 def test_files_that_ship_are_prepared_whole(name: str, tmp_path: Path) -> None:
     model = ModelConfig(scratch={"architecture": "llama"}, tokenizer="quickstart")

@@ -54,6 +54,7 @@ def test_the_key_knows_all_the_code_that_prepares() -> None:
     assert set(module._CODE) == find_imported("prepare", set()) - NOT_CODE
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes_as_one(
     toy: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_several_processes_write_the_same_bytes_as_one(
     }
 
 
+@pytest.mark.slow
 def test_two_that_prepare_the_same_at_once_share_one_store(toy: ModelConfig, tmp_path: Path) -> None:
     data = DataConfig(train=str(write_chats(tmp_path / "a.jsonl", [["a", "b"], ["c", "d"]])))
     context, root = get_context("spawn"), tmp_path / "tokens"
@@ -139,6 +141,7 @@ def test_a_file_where_the_store_should_be_is_a_store_error(toy: ModelConfig, tmp
     assert caught.value.exit_code == 4 and caught.value.problems[0].where == str(tmp_path / "tokens")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_told_and_nothing_is_left(
     toy: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

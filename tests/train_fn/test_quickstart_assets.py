@@ -141,6 +141,7 @@ def test_validation_begins_with_both_kinds_in_both_languages() -> None:
     assert all(len(row) == 2 and is_sum(row[0]["content"]) for row in VALIDATION[4:142])
 
 
+@pytest.mark.slow
 def test_every_row_renders_as_chatml_and_back(tokenizer: Any) -> None:
     for row in TRAIN + VALIDATION:
         expected = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in row)
@@ -151,6 +152,7 @@ def test_every_row_renders_as_chatml_and_back(tokenizer: Any) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+@pytest.mark.slow
 def test_rows_fit_the_preset(tokenizer: Any) -> None:
     rendered = [tokenizer.apply_chat_template(row, tokenize=False) for row in TRAIN + VALIDATION]
     longest = max(len(ids) for ids in tokenizer(rendered)["input_ids"])

@@ -137,6 +137,7 @@ def compute_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "build_model", build)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [0, 4], ids=["dense", "experts"])
 @pytest.mark.parametrize(("accumulation", "lost"), [(1, 0), (4, 1)])
 @pytest.mark.parametrize(("dtype", "rate"), [(torch.float32, RATE), (torch.float64, 2e-3)], ids=["fp32", "fp64"])
@@ -173,6 +174,7 @@ def test_the_trace_of_losses_is_that_of_the_seeds_loop(
             assert torch.allclose(weights[name], tensor, atol=2e-6), name
 
 
+@pytest.mark.slow
 def test_what_is_stopped_goes_on_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every one of the steps of an epoch and the first of the next, into which a micro-batch leaks."""
     whole, torn = (build_job(configure(tmp_path, 4), tmp_path, name) for name in ("whole", "torn"))
@@ -190,6 +192,7 @@ def test_what_is_stopped_goes_on_with_the_same_numbers(tmp_path: Path, monkeypat
     assert one == other and len(one) == 15
 
 
+@pytest.mark.slow
 def test_the_same_config_without_it_learns_otherwise_and_validates_alike(tmp_path: Path) -> None:
     rows = []
     for name, replayed in (("seed", True), ("ours", False)):
@@ -215,6 +218,7 @@ def test_the_plan_of_the_steps(tmp_path: Path) -> None:
     assert [len(plan.micro_batches[0]) for plan in planned] == [4] * 5 + ([5] + [4] * 4) * 2
 
 
+@pytest.mark.slow
 def test_rates_are_those_of_the_last_micro_batches(tmp_path: Path) -> None:
     config = configure(tmp_path, 4)
     job = build_job(config, tmp_path)
@@ -227,6 +231,7 @@ def test_rates_are_those_of_the_last_micro_batches(tmp_path: Path) -> None:
     assert [told[0], told[-1]] == pytest.approx(expected) and run.find_first() == 0
 
 
+@pytest.mark.slow
 def test_a_step_that_is_no_number_ends_the_run_and_leaves_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

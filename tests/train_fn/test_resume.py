@@ -61,6 +61,7 @@ def test_the_first_attempt_begins_at_nothing(store: Store) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_later_attempt_goes_on_from_the_newest_checkpoint(store: Store) -> None:
     assert begin_attempt(store, "alpha").attempt == 1
     for step in (10, 20):
@@ -88,6 +89,7 @@ def test_a_checkpoint_beyond_a_newer_start_is_fenced(
     assert is_fenced(step, attempt, starts) == fenced
 
 
+@pytest.mark.slow
 def test_an_older_attempt_neither_commits_nor_deletes(store: Store) -> None:
     begin_attempt(store, "alpha")
     for step in (10, 20, 30):
@@ -103,6 +105,7 @@ def test_an_older_attempt_neither_commits_nor_deletes(store: Store) -> None:
     record(Outcome("owners", "an attempt that was taken for dead comes back, saves and deletes", 1, saw, 1))
 
 
+@pytest.mark.slow
 def test_what_slips_through_is_ignored_and_cleaned_up(store: Store) -> None:
     begin_attempt(store, "alpha")
     commit(store, 10)
@@ -117,6 +120,7 @@ def test_what_slips_through_is_ignored_and_cleaned_up(store: Store) -> None:
     assert not store.list_files(f"{CHECKPOINTS}/{late.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "manifest"])
 def test_what_is_broken_is_set_aside_and_named(damage: str, store: Store) -> None:
     for step in (10, 20, 30):
@@ -148,6 +152,7 @@ def test_what_is_broken_is_set_aside_and_named(damage: str, store: Store) -> Non
     assert BROKEN in store.list_files(f"{CHECKPOINTS}/step-000030"), "it is kept for who wants to see it"
 
 
+@pytest.mark.slow
 def test_clean_up_keeps_what_is_whole(store: Store) -> None:
     for step, loss in ((10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)):
         commit(store, step, loss=loss)
@@ -173,6 +178,7 @@ def test_half_a_deletion_is_ended_by_the_next_attempt(store: Store) -> None:
     assert store.list_folders(CHECKPOINTS) == ["step-000020"]
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_read_breaks_nothing(s3_endpoint: str) -> None:
     """A checkpoint is called broken for what it is, and never for what the network does."""
     with run_proxy(s3_endpoint) as proxy:
@@ -187,6 +193,7 @@ def test_a_store_that_cannot_be_read_breaks_nothing(s3_endpoint: str) -> None:
     assert beginning.start_step == 10 and not beginning.broken
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_and_resumed_through_a_bad_network(s3_endpoint: str) -> None:
     with run_proxy(s3_endpoint) as proxy:
         store = connect_store(make_place(s3_endpoint, proxy.address), QUICK)

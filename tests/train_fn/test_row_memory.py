@@ -14,6 +14,8 @@ import pytest
 from sftray.train_fn.files import Chunk, scan_files
 from sftray.train_fn.rows import Conversation, read_chunk
 
+pytestmark = pytest.mark.slow
+
 LONG = [{"prompt": "x" * 20_000, "completion": str(number)} for number in range(600)]  # 12 MB
 
 

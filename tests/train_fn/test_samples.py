@@ -92,6 +92,7 @@ def answer_alone(model: Any, prompt: Prompt, new_tokens: int) -> str:
     return text.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 3, 32])
 def test_answers_of_a_batch_are_those_of_its_prompts_alone(model: Any, at_once: int) -> None:
     TargetHead(model)  # as in training

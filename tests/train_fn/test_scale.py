@@ -21,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_every_cell_of_the_bench_has_answers(name: str) -> None:
     found = CELLS[name](**SMALL[name])

@@ -15,6 +15,8 @@ from sftray.train_fn.loader import RunPlan, count_total_steps
 from sftray.train_fn.planner import Budget
 from sftray.train_fn.session import find_milestone
 
+pytestmark = pytest.mark.slow
+
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 

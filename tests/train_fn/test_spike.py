@@ -59,6 +59,7 @@ def test_of_the_first_steps_nothing_is_said() -> None:
     assert follow([1.0] * FEWEST + [50.0]) == [FEWEST + 1]
 
 
+@pytest.mark.slow
 def test_a_row_unlike_all_others_is_named(tmp_path: Path) -> None:
     """The model has learnt one answer by heart when it meets the other row."""
     rows = [{"prompt": "1 + 1 = ?", "completion": "so it is 2"}] * 200

@@ -101,6 +101,7 @@ def test_a_step_takes_its_learning_rate_and_leaves_no_gradient(store: TokenStore
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -134,6 +135,7 @@ def test_an_infinite_loss_of_finite_gradients_is_left_out(store: TokenStore, pre
     assert_same(copy_state(trainer), before)
 
 
+@pytest.mark.slow
 def test_an_overflow_lowers_the_scale_until_gradients_fit(store: TokenStore) -> None:
     trainer = build_trainer(build_model(), precision="fp16")
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**40})
@@ -147,6 +149,7 @@ def test_an_overflow_lowers_the_scale_until_gradients_fit(store: TokenStore) -> 
     record(Outcome("numbers", "fp16 gradients that overflow", first_good, saw, first_good))
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_at_any_scale_are_a_divergence(store: TokenStore) -> None:
     """From 2**16 the scale halves 17 times before it stops being the scale's fault."""
     trainer = build_trainer(build_model(), precision="fp16")
@@ -172,6 +175,7 @@ def test_so_many_broken_steps_in_a_row_end_the_run(store: TokenStore, where: str
     assert caught.value.exit_code == 6 and "optim.learning_rate" in str(caught.value.problems[0].fix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_loss_falls(store: TokenStore, precision: str) -> None:
     trainer = build_trainer(build_model(), OPTIM, precision=precision)

@@ -152,6 +152,7 @@ def test_what_does_not_pass_is_raised_at_once() -> None:
         try_patiently(act, lambda e: False, Patience(), lambda s: pytest.fail("it slept"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_fifth_of_calls_may_fail(seed: int, shaken: Store, proxy: Proxy) -> None:
     proxy.faults = Faults(error_rate=0.2, seed=seed)
@@ -168,6 +169,7 @@ def test_a_fifth_of_calls_may_fail(seed: int, shaken: Store, proxy: Proxy) -> No
     record(Outcome("store", "S3: 500, 503, 429 or a cut connection on 20 % of calls", faults, "nothing", faults))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [500, 503, 429, 0])
 def test_a_service_that_only_fails_is_a_store_error(error: int, s3_endpoint: str, proxy: Proxy) -> None:
     shaken = connect_store(make_place(s3_endpoint, proxy.address), Patience(3, 0.001))
@@ -195,6 +197,7 @@ def test_a_service_that_is_down_is_waited_for(s3_endpoint: str, proxy: Proxy) ->
     assert shaken.read("a") == DATA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["create", "read_version", "replace", "list_marks", "delete", "get", "put", "find"])
 def test_a_port_that_is_closed_is_tried_until_it_opens(act: str, s3_endpoint: str) -> None:
     (port,) = find_free_ports(1)
@@ -229,6 +232,7 @@ def test_an_answer_that_is_cut_in_the_middle_is_asked_for_again(shaken: Store, p
     assert proxy.counts["before"] + proxy.counts["after"] > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nothing", "truncated"])
 def test_an_upload_that_lies_is_made_again(kind: str, shaken: Store, proxy: Proxy) -> None:
     proxy.faults = Faults(lie=kind, lie_about="weights", lies=2)  # type: ignore[arg-type]
@@ -237,6 +241,7 @@ def test_an_upload_that_lies_is_made_again(kind: str, shaken: Store, proxy: Prox
     record(Outcome("store", "S3: an upload that is said to be kept, and is not", 2, "nothing: it is sent again", 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nothing", "truncated"])
 @pytest.mark.parametrize("about", ["weights", "LAST"])
 def test_an_upload_that_lies_for_good_is_found_out(kind: str, about: str, shaken: Store, proxy: Proxy) -> None:
@@ -293,6 +298,7 @@ def count_winners(store: Store, races: int, racers: int) -> list[int]:
     return won
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("races", [20, pytest.param(300, marks=pytest.mark.chaos)])
 def test_of_all_who_race_for_a_name_one_gets_it(races: int, store: Store) -> None:
     winners = count_winners(store, races, racers=4)
@@ -301,6 +307,7 @@ def test_of_all_who_race_for_a_name_one_gets_it(races: int, store: Store) -> Non
     assert winners == [1] * races
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("races", [10, pytest.param(100, marks=pytest.mark.chaos)])
 def test_of_all_who_race_through_a_bad_network_one_gets_it(races: int, shaken: Store, proxy: Proxy) -> None:
     proxy.faults = Faults(error_rate=0.2, seed=races)

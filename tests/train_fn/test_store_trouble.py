@@ -15,6 +15,8 @@ from sftray.train_fn.patience import Patience
 from sftray.train_fn.saver import Saver
 from sftray.train_fn.store import Store, connect_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def proxy(s3_endpoint: str) -> Iterator[Proxy]:

@@ -148,6 +148,7 @@ print(folder, (folder / "train-00000.arrow").read_text()[0])
 """
 
 
+@pytest.mark.slow
 def test_of_publishers_at_once_one_wins_and_all_use_its_store(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PUBLISHER, str(tmp_path / "tokens")]
     publishers = [

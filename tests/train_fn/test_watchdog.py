@@ -106,6 +106,7 @@ def start_stuck(folder: Path, fuse: float) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 def test_a_thread_that_hangs_ends_its_process_and_leaves_the_stacks(tmp_path: Path) -> None:
     with start_stuck(tmp_path, 0.5) as process:
         assert process.wait(30) == -signal.SIGKILL
@@ -116,6 +117,7 @@ def test_a_thread_that_hangs_ends_its_process_and_leaves_the_stacks(tmp_path: Pa
     assert event["file"] == "stacks/attempt-2-rank-1.txt" and "in hang_here" in stacks
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_and_goes_on_is_let_live(tmp_path: Path) -> None:
     fuse = 3.0
     with start_stuck(tmp_path, fuse) as process:
@@ -148,6 +150,7 @@ with run_watchdog(standing, Journal(folder), Fuses(successor=0.05)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "status"), [("step", -signal.SIGKILL), ("loading", 0)])
 def test_one_that_a_newer_attempt_has_overtaken_ends_itself(phase: str, status: int, tmp_path: Path) -> None:
     """But not while it loads, when its number is not known yet."""
@@ -163,6 +166,7 @@ def test_one_that_a_newer_attempt_has_overtaken_ends_itself(phase: str, status: 
     assert not (tmp_path / "events.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_what_goes_on_is_not_ended_and_the_watch_ends_with_the_run(tmp_path: Path) -> None:
     standing = Standing(0, 1, 1)
     with run_watchdog(standing, Journal(tmp_path), Fuses(step=0.5, factor=1.0, look=0.02)):

@@ -20,6 +20,8 @@ from sftray.cluster.processes import run_processes
 from sftray.train_fn.config import RunConfig
 from sftray.train_fn.journal import SAMPLES, read_lines
 
+pytestmark = pytest.mark.slow
+
 _LLAMA = {"architecture": "llama", "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
 OTHER = {"scratch": {**_LLAMA, "hidden_size": 48, "intermediate_size": 96}}
 LARGE = {"scratch": {**_LLAMA, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 60_000}}  # 250 MB and more

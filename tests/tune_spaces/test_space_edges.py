@@ -129,6 +129,7 @@ SPECS = st.recursive(
 KEYS = st.sampled_from([RATE, "optim.schedule", MICRO, "optim", "group", "lr", "model.scratch.x", "name", ""])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(raw=st.dictionaries(KEYS, SPECS, max_size=3))
 def test_whatever_is_written_gives_a_space_or_words(raw: dict[str, Any]) -> None:
