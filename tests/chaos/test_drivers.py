@@ -20,18 +20,18 @@ from sftray.train_fn.journal import CHECKPOINTS
 
 pytestmark = pytest.mark.ray
 
-CHANGES = {"train": {"epochs": 10, "save_every": 2, "eval_every": 0}}
+CHANGES = {"train": {"epochs": 15, "save_every": 2, "eval_every": 0}}
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 steps of two workers that nothing happened to, in plain processes: with Ray they have the same bits."""
+    """90 steps of two workers that nothing happened to, in plain processes: with Ray they have the same bits."""
     job = start_run(tmp_path_factory.mktemp("straight"), 2, **CHANGES)
     end_run(job, 2)
     return Path(job["run_dir"])
 
 
-def begin(folder: Path, address: str, epochs: int = 10) -> tuple[Path, "subprocess.Popen[bytes]"]:
+def begin(folder: Path, address: str, epochs: int = 15) -> tuple[Path, "subprocess.Popen[bytes]"]:
     config = build_config(folder, train={**CHANGES["train"], "epochs": epochs})
     (folder / "run.yaml").write_text(dump_config(Resolved(config, {})))
     return folder / "runs" / "run", start_command(folder, "train", "run.yaml", "name=run", address=address)
@@ -134,4 +134,4 @@ def test_a_store_that_refuses_for_a_while(straight: Path, ray_address: str, tmp_
     saw = "the store refuses, it is tried again; then: it takes checkpoints again"
     record(Outcome("store", "the checkpoints' folder gone for a while", 1, saw, int(equal), 0))
     assert equal
-    assert newest_of(run_dir).name == "step-000060"
+    assert newest_of(run_dir).name == "step-000090"

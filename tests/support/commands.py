@@ -36,12 +36,12 @@ def start_command(
 def wait_for(look: Callable[[], Any], process: "subprocess.Popen[bytes]", folder: Path) -> None:
     """Return once `look` sees something; fails with the command's output where it ends before."""
     never = threading.Event()
-    for _ in range(2400):
+    for _ in range(6000):
         if look():
             return
         if process.poll() is not None:
             break
-        never.wait(0.05)
+        never.wait(0.02)
     raise AssertionError(read_output(folder))
 
 
