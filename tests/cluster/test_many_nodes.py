@@ -123,9 +123,10 @@ def test_a_node_lost_in_a_sweep_costs_its_trial_the_way_since_the_last_checkpoin
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # where Ray gave it a process group of its own
         assert process.wait(120) == 0, read_output(tmp_path)
+        ends = [read_events(trial)[-1] for trial in trials]
+        assert {end["state"] for end in ends} == {"finished"}, (ends, read_output(tmp_path))
         assert cluster.list_sides(lost) == cluster.list_sides(kept) == [other]
     assert len(find_starts(kept)) == 1
     first, second = find_starts(lost)
     assert second["step"] >= 1 and second["attempt"] == first["attempt"] + 1, "it goes on from its checkpoint"
-    assert all(read_events(trial)[-1]["state"] == "finished" for trial in trials)
     assert all(check_ledger(trial).holds for trial in trials)
