@@ -125,8 +125,8 @@ def test_workers_that_are_lost_before_they_have_saved_are_waited_for_in_vain_for
 
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         run_stoppable(run, owner, is_at_work, quiet, grace_s=1.0)
+    assert time.monotonic() - looks[0] >= 1.0
     done.set()
-    assert looks[-1] - looks[0] >= 0.9
 
 
 def test_a_signal_that_is_passed_on_to_who_has_it_already_is_one(owner: Owner) -> None:

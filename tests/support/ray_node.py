@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import list_offspring
+
 _START_SECONDS = 60.0
 
 
@@ -99,9 +101,17 @@ def _run_node(
 
 
 def kill_node(node: "subprocess.Popen[bytes]", number: int = signal.SIGKILL) -> None:
-    """End all processes of a node; those that do not heed the signal within 5 s are killed."""
+    """End all processes of a node; those that do not heed the signal within 5 s are killed.
+
+    A machine that is lost takes Ray's workers with it. They are not of the node's process group, and would live, and
+    train, for seconds after it.
+    """
+    workers = list_offspring(node.pid) - {node.pid} if number == signal.SIGKILL else set()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(node.pid, number)
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, number)
     with contextlib.suppress(subprocess.TimeoutExpired):
         node.wait(5)
     with contextlib.suppress(ProcessLookupError):
